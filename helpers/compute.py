@@ -1,0 +1,131 @@
+"""Fan-out of independent tasks over processes or a cluster, with Dask distributed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from contextlib import contextmanager
+
+import psutil
+from tqdm import tqdm
+
+
+class TasksFailed(RuntimeError):
+    """Some tasks of a fan-out failed; `failures` maps each to its error. What the others computed is kept."""
+
+    def __init__(self, label, failures, total):
+        self.failures = failures
+        lines = "".join(f"\n  {name}: {type(error).__name__}: {error}" for name, error in failures.items())
+        super().__init__(f"{label}: {len(failures)} of {total} tasks failed, the results of the others are kept{lines}")
+
+
+def fitted_workers(memory_per_worker: float = 1.5e9) -> int:
+    """Processes of one thread each that cores and free memory allow, at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(cores, int(psutil.virtual_memory().available // memory_per_worker)))
+
+
+def _single_threaded(function, *arguments):
+    import torch
+
+    torch.set_num_threads(1)
+    return function(*arguments)
+
+
+class _Here:
+    """Runs the tasks one after the other in this process."""
+
+    description = "in this process"
+
+    def results(self, function, tasks):
+        for name, arguments in tasks.items():
+            try:
+                yield name, function(*arguments), None
+            except Exception as error:
+                yield name, None, error
+
+
+class _OnDask:
+    def __init__(self, client, description):
+        self.client, self.description = client, description
+
+    def results(self, function, tasks):
+        from distributed import as_completed
+
+        futures = {
+            self.client.submit(_single_threaded, function, *arguments, key=name, pure=False, priority=-order): name
+            for order, (name, arguments) in enumerate(tasks.items())
+        }
+        try:
+            for future in as_completed(list(futures)):
+                error = future.exception()
+                yield futures[future], None if error else future.result(), error
+        finally:
+            self.client.cancel(list(futures))
+
+
+class Pool:
+    """Where tasks run; made by `pool`."""
+
+    def __init__(self, backend):
+        self._backend = backend
+
+    def run(self, function, tasks, label: str) -> dict:
+        """Run `function(*arguments)` for every task and show how many are done and the time left.
+
+        Parameters
+        ----------
+        function : importable by the workers
+        tasks : mapping from a task's name to its tuple of arguments; started in this order
+        label : what the progress bar calls it
+
+        Returns
+        -------
+        dict from name to result, in the order of `tasks`
+
+        Raises
+        ------
+        TasksFailed
+            after all tasks have run, if any failed
+        """
+        done, failures = {}, {}
+        width = {"bar_format": "{desc} {bar:20} {n}/{total} · {elapsed} so far · {remaining} left", "ncols": 100}
+        with tqdm(total=len(tasks), desc=f"{label}, {self._backend.description}", file=sys.stdout, **width) as bar:
+            for name, result, error in self._backend.results(function, tasks):
+                if error is None:
+                    done[name] = result
+                else:
+                    failures[name] = error
+                bar.update()
+        if failures:
+            raise TasksFailed(label, failures, len(tasks))
+        return {name: done[name] for name in tasks}
+
+
+@contextmanager
+def pool(scheduler: str | None = None, workers: int | None = None):
+    """A `Pool`: a Dask cluster at an address, a local one that ends with the block, or this process.
+
+    Parameters
+    ----------
+    scheduler : address of a running Dask scheduler such as "tcp://node:8786", whose workers see the same files
+    workers : local processes of one thread each; None fits them to the machine, 0 works in this process
+    """
+    if scheduler is None and workers == 0:
+        yield Pool(_Here())
+        return
+    from distributed import Client, LocalCluster
+
+    if scheduler is not None:
+        try:
+            client = Client(scheduler, timeout="20s")
+        except (OSError, TimeoutError, ValueError) as error:
+            raise ConnectionError(f"no Dask scheduler answers at {scheduler!r}: {error}") from error
+        with client:
+            yield Pool(_OnDask(client, f"on {len(client.scheduler_info()['workers'])} Dask workers"))
+        return
+    count = fitted_workers() if workers is None else workers
+    options = {"processes": True, "threads_per_worker": 1, "dashboard_address": None, "memory_limit": 0}
+    with LocalCluster(n_workers=count, silence_logs=logging.CRITICAL, **options) as cluster, Client(cluster) as client:
+        yield Pool(_OnDask(client, f"{count} processes"))
