@@ -53,10 +53,10 @@ def _code(module: ModuleType) -> str:
     """The module's syntax tree without docstrings: comments, wording and layout do not count as a change."""
     tree = ast.parse(inspect.getsource(module))
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-            if isinstance(getattr(body[0], "value", None), ast.Constant) and isinstance(body[0].value.value, str):
-                body[0].value.value = ""
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(
+            node
+        ):
+            node.body = node.body[1:]
     return ast.dump(tree)
 
 

@@ -1,0 +1,1 @@
+"""The networks of the studies and their training."""

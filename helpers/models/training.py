@@ -1,0 +1,203 @@
+"""Training of one network with Lightning: augmentation, curves, best weights, resumption after an interruption."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchvision.transforms import v2
+
+from helpers.data.study import Study
+from helpers.settings import Settings, pick_device, seed_everything
+
+
+def augmentation(kind: str, image_size: int) -> v2.Compose:
+    """Random changes of a training picture (PIL) on its way to a (3, h, w) float32 tensor in [0, 1].
+
+    "mild": squashed to `image_size`, flipped left-right, shifted by up to 5 %, brightness times 0.8-1.2.
+    "reference", the study's, in pixels at 224: shorter side to 260, random resized crop of 254, flip, rotation by up to
+    15 degrees; no normalisation. Other sizes scale both numbers.
+    """
+    if kind == "mild":
+        steps = [
+            v2.Resize((image_size, image_size)),
+            v2.RandomHorizontalFlip(),
+            v2.RandomAffine(degrees=0, translate=(0.05, 0.05)),
+            v2.ColorJitter(brightness=0.2),
+        ]
+    elif kind == "reference":
+        steps = [
+            v2.Resize(round(image_size * 260 / 224)),
+            v2.RandomResizedCrop(round(image_size * 254 / 224)),
+            v2.RandomHorizontalFlip(),
+            v2.RandomRotation(15),
+        ]
+    else:
+        raise ValueError(f"augmentation: expected 'mild' or 'reference', got {kind!r}")
+    return v2.Compose([*steps, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+
+
+class TrainingPictures(Dataset):
+    """Pictures of a study, changed at random each time they are drawn, with their labels."""
+
+    def __init__(self, study: Study, which, transform):
+        self.study, self.which, self.transform = study, which, transform
+
+    def __len__(self):
+        return len(self.which)
+
+    def __getitem__(self, item):
+        index = self.which[item]
+        return self.transform(self.study.picture(index)), int(self.study.labels[index])
+
+
+class Classifier(lightning.LightningModule):
+    """Cross-entropy training of one network that remembers its curves and its best weights.
+
+    Every epoch is seeded by itself, so a training that is resumed after an interruption gives the same network.
+    """
+
+    def __init__(self, model, settings: Settings, architecture: str, pictures: TrainingPictures):
+        super().__init__()
+        self.model, self.settings, self.architecture, self.pictures = model, settings, architecture, pictures
+        self.curves, self.best = [], None
+        self._train, self._validation = [], []
+
+    def train_dataloader(self):
+        seed_everything(self.settings.seed * 1000 + self.current_epoch)
+        size = self.settings.batch_size
+        # Batch normalisation cannot be trained on a last batch of one image.
+        single = len(self.pictures) % size == 1
+        return DataLoader(self.pictures, size, shuffle=True, drop_last=single)
+
+    def training_step(self, batch, _):
+        images, labels = batch
+        logits = self.model(images.to(memory_format=torch.channels_last))
+        loss = functional.cross_entropy(logits, labels)
+        self._train.append((loss.detach() * len(labels), (logits.argmax(1) == labels).sum(), len(labels)))
+        return loss
+
+    def validation_step(self, batch, _):
+        images, labels = batch
+        logits = self.model(images.to(memory_format=torch.channels_last)).float()
+        loss = functional.cross_entropy(logits, labels, reduction="sum")
+        self._validation.append((loss, (logits.argmax(1) == labels).sum(), len(labels)))
+
+    def on_validation_epoch_end(self):
+        row = {"epoch": self.current_epoch}
+        for part, sums in (("train", self._train), ("val", self._validation)):
+            loss, right, n = (float(sum(column)) for column in zip(*sums, strict=True))
+            row |= {f"{part}_loss": loss / n, f"{part}_accuracy": right / n}
+            sums.clear()
+        row["learning_rate"] = self.optimizers().param_groups[0]["lr"]
+        self.curves.append(row)
+        ties = row["val_loss"] if self.settings.keep == "best" else 0.0
+        score = (row["val_accuracy"], -ties)
+        if not np.isfinite(row["train_loss"]):
+            raise FloatingPointError(f"the training loss of epoch {self.current_epoch} is {row['train_loss']}")
+        if self.best is None or score > tuple(self.best["score"]):
+            state = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+            self.best = {"score": list(score), "epoch": self.current_epoch, "state": state}
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint |= {"best": self.best, "curves": self.curves}
+
+    def on_load_checkpoint(self, checkpoint):
+        self.best, self.curves = checkpoint["best"], checkpoint["curves"]
+
+    def configure_optimizers(self):
+        settings, rate = self.settings, self.settings.rate(self.architecture)
+        parameters = list(self.model.parameters())
+        if settings.optimizer == "sgd":
+            options = {"momentum": settings.momentum, "weight_decay": settings.weight_decay}
+            optimizer = torch.optim.SGD(parameters, rate, **options)
+        else:
+            optimizer = torch.optim.AdamW(parameters, rate, weight_decay=settings.weight_decay, fused=True)
+        if settings.schedule == "step":
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.1)]
+        steps = self.trainer.estimated_stepping_batches
+        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+        return [optimizer], [{"scheduler": cycle, "interval": "step"}]
+
+
+def fit(model, architecture: str, study: Study, train, val, settings: Settings, folder, key: str) -> Classifier:
+    """Train a network on images `train` of a study and leave it, in eval mode, with its best weights on `val`.
+
+    Parameters
+    ----------
+    model : network of `classifiers.build`, changed in place
+    train, val : indices of the study's images
+    settings : recipe; see `Settings`
+    folder : where the checkpoint of an unfinished training is kept; the caller removes it once it has kept the result
+    key : only a checkpoint of the same key is resumed, others are removed
+
+    Returns
+    -------
+    the trained `Classifier` with its `curves` (a row per epoch) and its `best` epoch, score and weights
+
+    Raises
+    ------
+    FloatingPointError
+        if the training loss is not finite
+    """
+    pictures = TrainingPictures(study, train, augmentation(settings.augmentation, settings.image_size))
+    images = torch.from_numpy(study.images(settings.image_size, val))
+    validation = DataLoader(TensorDataset(images, torch.from_numpy(study.labels[val])), 32)
+    classifier = Classifier(model, settings, architecture, pictures)
+    device = pick_device(settings.device)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / f"unfinished-{key}.ckpt"
+    for other in folder.glob("unfinished-*.ckpt"):
+        if other != checkpoint:
+            other.unlink()
+    saver = ModelCheckpoint(folder, checkpoint.stem, every_n_epochs=max(1, settings.epochs // 3), save_top_k=1,
+                            enable_version_counter=False)  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+        trainer = lightning.Trainer(
+            max_epochs=settings.epochs,
+            accelerator=device.type if device.type != "cuda" else "gpu",
+            devices=[_gpu()] if device.type == "cuda" else 1,
+            precision="bf16-mixed" if architecture in settings.bfloat16 else "32-true",
+            callbacks=[saver],
+            deterministic=True,
+            reload_dataloaders_every_n_epochs=1,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+        resume = checkpoint if checkpoint.is_file() else None
+        trainer.fit(classifier, val_dataloaders=validation, ckpt_path=resume, weights_only=True)
+    model.load_state_dict(classifier.best["state"])
+    model.cpu().eval()
+    return classifier
+
+
+def _gpu() -> int:
+    """The GPU of this worker: Dask's local workers are numbered."""
+    from distributed import get_worker
+
+    try:
+        name = get_worker().name
+    except ValueError:
+        name = 0
+    return name % torch.cuda.device_count() if isinstance(name, int) else 0
+
+
+def predict(model, images, batch_size: int = 32) -> np.ndarray:
+    """Softmax probabilities (N, K) in float64 of images (N, 3, H, W) in [0, 1]; the model is in eval mode."""
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        batches = torch.as_tensor(images).split(batch_size)
+        logits = [model(b.to(device, memory_format=torch.channels_last)).double().cpu() for b in batches]
+    return torch.cat(logits).softmax(1).numpy()

@@ -1,0 +1,51 @@
+"""Fan-out over processes: order, failures, and the scheduler's address."""
+
+import math
+import os
+
+import pytest
+
+from helpers import compute
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_results_come_in_the_order_of_the_tasks(workers, capsys):
+    with compute.pool(workers=workers) as pool:
+        results = pool.run(math.sqrt, {f"{n}": (n * n,) for n in range(5)}, "roots")
+    assert list(results.items()) == [(str(n), float(n)) for n in range(5)]
+    assert "5/5" in capsys.readouterr().out
+
+
+def test_workers_are_other_processes():
+    with compute.pool(workers=2) as pool:
+        places = pool.run(os.getpid, {"a": (), "b": ()}, "places")
+    assert os.getpid() not in places.values()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_one_failure_leaves_the_others_and_is_named(workers):
+    with compute.pool(workers=workers) as pool, pytest.raises(compute.TasksFailed) as caught:
+        pool.run(math.sqrt, {"good": (4,), "bad": (-1,), "better": (9,)}, "roots")
+    assert list(caught.value.failures) == ["bad"]
+    assert "1 of 3 tasks failed" in str(caught.value)
+    assert "ValueError" in str(caught.value)
+
+
+def test_a_real_scheduler_is_used_by_its_address():
+    from distributed import LocalCluster
+
+    with (
+        LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster,
+        compute.pool(scheduler=cluster.scheduler_address) as pool,
+    ):
+        assert pool.run(math.sqrt, {"four": (16,)}, "roots") == {"four": 4.0}
+
+
+def test_no_scheduler_at_the_address_is_an_error():
+    with pytest.raises(ConnectionError, match="no Dask scheduler answers at"), compute.pool(scheduler="nonsense://x"):
+        pass
+
+
+def test_workers_fit_cores_and_memory():
+    assert compute.fitted_workers(memory_per_worker=1e15) == 1
+    assert 1 <= compute.fitted_workers(memory_per_worker=1.0) <= os.cpu_count()
