@@ -27,10 +27,15 @@ def fitted_workers(memory_per_worker: float = 1.5e9) -> int:
 
 
 def _single_threaded(function, *arguments):
+    """Run a task as every worker does, with one thread: then results are the same wherever it runs."""
     import torch
 
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    return function(*arguments)
+    try:
+        return function(*arguments)
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Here:
@@ -41,7 +46,7 @@ class _Here:
     def results(self, function, tasks):
         for name, arguments in tasks.items():
             try:
-                yield name, function(*arguments), None
+                yield name, _single_threaded(function, *arguments), None
             except Exception as error:
                 yield name, None, error
 

@@ -173,9 +173,10 @@ def restore(path) -> nn.Module:
     FileNotFoundError, ValueError
         if the file is missing, or was not written by `keep`
     """
-    state = read_weights(path)
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
+    state, metadata = read_weights(path), {}
+    if Path(path).suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
     if "architecture" not in metadata:
         raise ValueError(f"{path}: not a network kept by this collection; `build` loads other state dicts")
     model = _skeleton(metadata["architecture"], int(metadata["n_classes"]))

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 from torchvision.transforms import v2
 
 from helpers.data.study import Study
-from helpers.settings import Settings, pick_device, seed_everything
+from helpers.settings import Settings, pick_device
 
 
 def augmentation(kind: str, image_size: int) -> v2.Compose:
@@ -44,37 +44,53 @@ def augmentation(kind: str, image_size: int) -> v2.Compose:
 
 
 class TrainingPictures(Dataset):
-    """Pictures of a study, changed at random each time they are drawn, with their labels."""
+    """Pictures of a study with their labels, changed at random; an item is asked for as (epoch, position).
 
-    def __init__(self, study: Study, which, transform):
-        self.study, self.which, self.transform = study, which, transform
+    The random numbers follow from seed, epoch and position alone, so a training that is resumed sees the same images.
+    """
+
+    def __init__(self, study: Study, which, transform, seed: int):
+        self.study, self.which, self.transform, self.seed = study, which, transform, seed
 
     def __len__(self):
         return len(self.which)
 
     def __getitem__(self, item):
-        index = self.which[item]
+        epoch, position = item
+        torch.manual_seed((self.seed * 10_000 + epoch) * 100_000 + position)
+        index = self.which[position]
         return self.transform(self.study.picture(index)), int(self.study.labels[index])
 
 
-class Classifier(lightning.LightningModule):
-    """Cross-entropy training of one network that remembers its curves and its best weights.
+class Shuffled(Sampler):
+    """All positions as (epoch, position) in an order that follows from seed and epoch; Lightning sets the epoch.
 
-    Every epoch is seeded by itself, so a training that is resumed after an interruption gives the same network.
+    Without a last batch of one image, on which batch normalisation cannot be trained.
     """
 
-    def __init__(self, model, settings: Settings, architecture: str, pictures: TrainingPictures):
+    def __init__(self, n: int, batch_size: int, seed: int):
+        self.n, self.seed, self.epoch = n, seed, 0
+        self.used = n - (n % batch_size == 1)
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return self.used
+
+    def __iter__(self):
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
+        return iter([(self.epoch, int(position)) for position in order[: self.used]])
+
+
+class Classifier(lightning.LightningModule):
+    """Cross-entropy training of one network that remembers its curves and its best weights."""
+
+    def __init__(self, model, settings: Settings, architecture: str):
         super().__init__()
-        self.model, self.settings, self.architecture, self.pictures = model, settings, architecture, pictures
+        self.model, self.settings, self.architecture = model, settings, architecture
         self.curves, self.best = [], None
         self._train, self._validation = [], []
-
-    def train_dataloader(self):
-        seed_everything(self.settings.seed * 1000 + self.current_epoch)
-        size = self.settings.batch_size
-        # Batch normalisation cannot be trained on a last batch of one image.
-        single = len(self.pictures) % size == 1
-        return DataLoader(self.pictures, size, shuffle=True, drop_last=single)
 
     def training_step(self, batch, _):
         images, labels = batch
@@ -146,10 +162,13 @@ def fit(model, architecture: str, study: Study, train, val, settings: Settings, 
     FloatingPointError
         if the training loss is not finite
     """
-    pictures = TrainingPictures(study, train, augmentation(settings.augmentation, settings.image_size))
+    changes = augmentation(settings.augmentation, settings.image_size)
+    pictures = TrainingPictures(study, train, changes, settings.seed)
+    order = Shuffled(len(train), settings.batch_size, settings.seed)
+    loader = DataLoader(pictures, settings.batch_size, sampler=order)
     images = torch.from_numpy(study.images(settings.image_size, val))
     validation = DataLoader(TensorDataset(images, torch.from_numpy(study.labels[val])), 32)
-    classifier = Classifier(model, settings, architecture, pictures)
+    classifier = Classifier(model, settings, architecture)
     device = pick_device(settings.device)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"unfinished-{key}.ckpt"
@@ -169,7 +188,6 @@ def fit(model, architecture: str, study: Study, train, val, settings: Settings, 
             precision="bf16-mixed" if architecture in settings.bfloat16 else "32-true",
             callbacks=[saver],
             deterministic=True,
-            reload_dataloaders_every_n_epochs=1,
             num_sanity_val_steps=0,
             logger=False,
             enable_progress_bar=False,
@@ -177,7 +195,7 @@ def fit(model, architecture: str, study: Study, train, val, settings: Settings, 
             default_root_dir=folder,
         )
         resume = checkpoint if checkpoint.is_file() else None
-        trainer.fit(classifier, val_dataloaders=validation, ckpt_path=resume, weights_only=True)
+        trainer.fit(classifier, loader, validation, ckpt_path=resume, weights_only=True)
     model.load_state_dict(classifier.best["state"])
     model.cpu().eval()
     return classifier

@@ -1,0 +1,1 @@
+"""Measures of where a heat map looks, and how sure a mean is."""

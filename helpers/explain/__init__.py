@@ -1,0 +1,1 @@
+"""Saliency maps: raw and signed from the network, and apart from that their display."""
