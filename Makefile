@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY := PASSIVE
 help: ## print this list
 	@grep -E '^[a-z]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
-install: $(READY) ## build the virtual environment .venv (about 5 GB on Linux, once)
+install: $(READY) ## build the virtual environment .venv (about 6.5 GB on Linux, once)
 
 notebooks: $(READY) ## run every notebook into results/quick/notebooks/, with HTML and a summary
 	$(BIN)/python -m helpers.run
@@ -31,8 +31,8 @@ lock: ## resolve the dependencies afresh and write their versions to constraints
 	rm -rf .lock
 	$(PYTHON) -m venv .lock
 	.lock/bin/python -m pip install --disable-pip-version-check --editable .
-	.lock/bin/python -m pip freeze --exclude-editable > .lock/freeze.txt
-	grep -E '^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$$' .lock/freeze.txt > .lock/constraints.txt
+	.lock/bin/python -m pip freeze --all --exclude-editable > .lock/freeze.txt
+	grep -E '^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$$' .lock/freeze.txt | grep -v "^pip==" > .lock/constraints.txt
 	mv .lock/constraints.txt constraints.txt
 	rm -rf .lock
 

@@ -58,7 +58,7 @@ def _last_states(text) -> str:
 
 def _without_paths(text) -> str:
     text = re.sub(r"[^\s'\"]*[/\\]ipykernel_\d+[/\\]\d+\.py", "<cell>", text)
-    for folder in (ROOT, Path(sys.prefix), Path.home()):
+    for folder in (Path(sys.prefix), ROOT, Path.home()):  # the environment may stand inside the repository
         text = text.replace(f"{folder}{os.sep}", "")
     return text
 

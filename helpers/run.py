@@ -30,8 +30,11 @@ PATHS = ("DATA", "RESULTS", "WEIGHTS")
 WORDS = {"true": True, "false": False, "none": None, "null": None}
 SECONDS_BETWEEN_SAMPLES = 0.5
 SUMMARY = "summary.csv"
-# What goes to and from a kernel is nobody else's on a machine that several people use.
-ENCRYPTED = Config({"KernelManager": {"transport_encryption": "auto"}})
+# What goes to and from a kernel is nobody else's on a shared machine, and what it says of itself nobody needs.
+KERNEL = {
+    "config": Config({"KernelManager": {"transport_encryption": "auto"}}),
+    "extra_arguments": ["--log-level=50"],
+}
 
 
 class UsageError(ValueError):
@@ -190,7 +193,7 @@ def execute(path, target, values, label) -> dict:
     with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as folder:
         scratch = Path(folder) / "notebook.ipynb"
         names = [str(name).replace("{", "{{").replace("}", "}}") for name in (path, scratch)]  # no templates
-        options = {"kernel_name": "python3", "config": ENCRYPTED, "progress_bar": {"desc": label, "disable": None}}
+        options = {"kernel_name": "python3", "progress_bar": {"desc": label, "disable": None}, **KERNEL}
         # The kernel is talked to in a thread, so that Ctrl-C arrives here, where all that it started is known.
         with ThreadPoolExecutor(1) as thread:
             job = thread.submit(papermill.execute_notebook, *names, values, cwd=str(path.parent), **options)

@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = ("densenet201", "googlenet", "mobilenet_v2", "resnet101")
 EMBEDDED = ("phantoms", "example")
+PER_ARCHITECTURE = ("source_epochs", "source_learning_rate", "epochs", "learning_rate")
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ class Settings:
     n_folds : folds of the cross-validation
     weights : start of the training: "source" (a source task made by the generator), "imagenet" (torchvision),
         "random", or the path of a file with a state dict
-    source_images_per_class, source_epochs, source_size : the source task: images, passes over them, pixels
-    epochs : passes over the training images of a fold
+    source_images_per_class, source_size : the source task: images, and height and width in pixels
+    source_epochs, epochs : passes over the training images, of the source task and of a fold
     batch_size : images per step
     optimizer : "adamw" or "sgd"
-    learning_rate : one rate, or a mapping from architecture to rate with the key "default"
+    learning_rate, source_learning_rate : as handed to torch.optim, of a fold and of the source task
     momentum, weight_decay : as handed to torch.optim
     schedule : "one-cycle", or "step" (times 0.1 every seven epochs, as in the study's code)
     augmentation : "mild" or "reference" (that of the study's code)
@@ -50,6 +51,8 @@ class Settings:
     keep : which epoch's weights are kept: "best" validation accuracy, ties to the lower validation loss;
         or "first_best", ties to the earlier epoch, as in the study's code
     bfloat16 : architectures trained under bfloat16 autocast
+
+    `PER_ARCHITECTURE` may hold one value, or a mapping from architecture to value with the key "default".
     """
 
     profile: str
@@ -64,10 +67,11 @@ class Settings:
     architectures: tuple[str, ...] = ARCHITECTURES
     n_folds: int = 5
     weights: str = "source"
-    source_images_per_class: int = 60
-    source_epochs: int = 6
+    source_images_per_class: int = 120
+    source_epochs: int | Mapping[str, int] = 8
     source_size: int = 96
-    epochs: int = 6
+    source_learning_rate: float | Mapping[str, float] = 1e-3
+    epochs: int | Mapping[str, int] = 6
     batch_size: int = 8
     optimizer: str = "adamw"
     learning_rate: float | Mapping[str, float] = 1e-3
@@ -88,19 +92,24 @@ class Settings:
         stem = re.sub(r"[^\w.-]+", "_", path.stem)
         return self.results / self.profile / f"{stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
 
-    def rate(self, architecture: str) -> float:
-        """Learning rate of one architecture."""
-        if isinstance(self.learning_rate, Mapping):
-            return self.learning_rate.get(architecture, self.learning_rate["default"])
-        return self.learning_rate
+    def of(self, architecture: str) -> Settings:
+        """The settings with the values of one architecture in the place of mappings."""
+        values = {}
+        for name in PER_ARCHITECTURE:
+            value = getattr(self, name)
+            values[name] = value.get(architecture, value["default"]) if isinstance(value, Mapping) else value
+        return dataclasses.replace(self, **values)
 
 
 PROFILES = {
     "quick": Settings(
         profile="quick",
         data="phantoms",
-        learning_rate={"mobilenet_v2": 3e-3, "default": 1e-3},
-        bfloat16=("densenet201", "resnet101"),
+        source_epochs={"densenet201": 4, "mobilenet_v2": 12, "default": 8},
+        source_learning_rate={"mobilenet_v2": 3e-3, "default": 1e-3},
+        epochs={"googlenet": 10, "mobilenet_v2": 10, "default": 6},
+        learning_rate={"mobilenet_v2": 1.5e-3, "default": 5e-4},
+        bfloat16=("densenet201", "googlenet", "resnet101"),
     ),
     "paper": Settings(
         profile="paper",
@@ -168,9 +177,10 @@ def get_settings(profile: str = "quick", **changes) -> Settings:
         if changes.get(name, choices[0]) not in choices:
             raise ValueError(f"{name}: expected one of {list(choices)}, got {changes[name]!r}")
     for name, least in AT_LEAST.items():
-        value = changes.get(name, least)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+        given = changes.get(name, least)
+        for value in given.values() if isinstance(given, Mapping) and name in PER_ARCHITECTURE else [given]:
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name}: expected a whole number of at least {least}, got {given!r}")
     if "results" in changes:
         changes["results"] = Path(changes["results"]).expanduser().resolve()
     for name in ("data", "weights"):

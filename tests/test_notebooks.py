@@ -231,6 +231,28 @@ def test_the_readme_lists_every_lesson():
     assert re.findall(r"\(notebooks/(\d\d_\w+)\.ipynb\)", readme) == [path.stem for path in LESSONS]
 
 
+def rerun(tmp_path, number, **values):
+    """Text of every output of a lesson that is executed with other parameters."""
+    (path,) = run.find([number])
+    row = run.execute(path, tmp_path / path.name, values, path.stem)
+    assert row["status"] == "ok", row["error"]
+    cells = nbformat.read(tmp_path / path.name, 4).cells
+    return [text_of(output) for cell in cells for output in cell.get("outputs", [])]
+
+
+def test_start_here_takes_other_parameters(tmp_path):
+    texts = rerun(tmp_path, "00", SEED=1, IMAGES_PER_CLASS=4)
+    everything = "\n".join(texts)
+    assert "seed 1" in everything
+    assert "images: (8, 3, 224, 224) in [0, 1]: True" in everything
+    assert "per class: {'CG': 4, 'PS': 4}" in everything
+    table = next(text for text in texts if "Hit Rate [95 %]" in text).splitlines()[1:]
+    assert [row[:16].strip() for row in table] == [
+        "skin", "ruler", "random map", "centre Gaussian", "edge map", "flat map",
+    ]  # fmt: skip
+    assert [("nan" in row, row.split()[-1]) for row in table[1:]] == [(False, "0")] * 4 + [(True, "4")]
+
+
 # A lesson that keeps every rule, and for every rule a change that breaks it.
 
 TEXT = """# 03 · Toy

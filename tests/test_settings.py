@@ -9,7 +9,7 @@ from helpers.settings import PROFILES, Settings, get_settings, pick_device, seed
 
 def test_paper_profile_is_the_study_s_recipe():
     paper = get_settings("paper")
-    assert (paper.optimizer, paper.rate("resnet101"), paper.momentum, paper.weight_decay) == ("sgd", 1e-4, 0.9, 0.0)
+    assert (paper.optimizer, paper.learning_rate, paper.momentum, paper.weight_decay) == ("sgd", 1e-4, 0.9, 0.0)
     assert (paper.schedule, paper.epochs, paper.batch_size, paper.image_size) == ("step", 100, 8, 224)
     assert (paper.weights, paper.augmentation, paper.keep, paper.dropout) == (
         "imagenet",
@@ -24,9 +24,10 @@ def test_none_keeps_the_profile_s_value_and_others_replace_it():
     assert (settings.epochs, settings.seed, settings.architectures) == (PROFILES["quick"].epochs, 7, ("googlenet",))
 
 
-def test_rate_by_architecture():
-    settings = get_settings("quick", learning_rate={"googlenet": 0.5, "default": 0.25})
-    assert (settings.rate("googlenet"), settings.rate("resnet101")) == (0.5, 0.25)
+def test_an_architecture_takes_its_own_value_of_a_mapping():
+    settings = get_settings("quick", learning_rate={"googlenet": 0.5, "default": 0.25}, epochs=3)
+    assert (settings.of("googlenet").learning_rate, settings.of("resnet101").learning_rate) == (0.5, 0.25)
+    assert settings.of("googlenet").epochs == 3
 
 
 def test_own_data_has_a_folder_of_its_own(tmp_path):
@@ -44,6 +45,7 @@ def test_own_data_has_a_folder_of_its_own(tmp_path):
         ({"optimizer": "adam"}, r"optimizer: expected one of \['adamw', 'sgd'\], got 'adam'"),
         ({"epochs": 0}, "epochs: expected a whole number of at least 1, got 0"),
         ({"epochs": 2.5}, "epochs: expected a whole number"),
+        ({"epochs": {"default": 0}}, "epochs: expected a whole number of at least 1"),
         ({"n_folds": 1}, "n_folds: .*at least 2, got 1"),
     ],
 )

@@ -233,7 +233,7 @@ def _sign(kind, rng):
     sign = {"strength": strength, "thickening": 0.0, "band": 0.0, "band_level": 0.0, "columns": [], "oval": {}}
     sign["wander"] = _normal(rng, 9, 1)
     if kind == "AD":
-        sign |= {"band": rng.uniform(0.048, 0.08) * (0.6 + 0.4 * strength), "band_level": -9 - 13 * strength}
+        sign |= {"band": rng.uniform(0.07, 0.115) * (0.7 + 0.3 * strength), "band_level": -9 - 13 * strength}
     if kind == "PS":
         sign["thickening"] = rng.uniform(0.036, 0.06) * (0.35 + 0.65 * strength)
         sign |= {"band": rng.uniform(0.02, 0.034), "band_level": -7 - 9 * strength}

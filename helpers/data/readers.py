@@ -45,18 +45,17 @@ def read_folder(path, rule=None):
     root = _inner(Path(path))
     reading = _Reading(root)
     folder = reading.part("images") or root
-    found, beside = [], []
+    found = []
     for entry in _visible(folder):
         if not entry.is_dir():
             if folder != root or entry.suffix.lower() in SUFFIXES:
                 reading.report(entry, "file outside a class folder", "left out; move it to the folder of its class")
         elif folder != root or entry.name.lower() not in RESERVED:
             pictures = reading.pictures(entry)
-            beside += [picture for picture in pictures if MASK_NAME.match(picture.stem)]
-            found += [(picture, entry.name) for picture in pictures if not MASK_NAME.match(picture.stem)]
+            found += [(picture, entry.name) for picture in pictures]
             if not pictures:
                 reading.report(entry, "class folder without pictures", "not a class of this study")
-    return reading.study(found, beside, name_by_table, rule)
+    return reading.study(found, name_by_table, rule)
 
 
 def read_mendeley(path, cache=None, rule=None):
@@ -90,7 +89,7 @@ def read_mendeley(path, cache=None, rule=None):
             found.append((picture, letters[0].upper()))
         else:
             reading.report(picture, "no class in the name", "left out; lay the pictures out as images/<class>/")
-    return reading.study(found, [], name_by_brightness, rule)
+    return reading.study(found, name_by_brightness, rule)
 
 
 def read_study(path, cache=None, rule=None):
@@ -164,9 +163,10 @@ class _Reading:
                 self.report(path, "unusable picture", f"{action}: {error}")
         return result
 
-    def study(self, found, beside, name_levels, rule):
-        """Put everything together; `found` holds (path, class), `beside` the masks that lie beside the pictures."""
-        first = {}
+    def study(self, found, name_levels, rule):
+        """Put everything together; `found` holds (path, class), of masks that lie beside the pictures as well."""
+        first, beside = {}, [path for path, _ in found if MASK_NAME.match(path.stem)]
+        found = [(path, name) for path, name in found if path not in beside]
         for path, _ in found:
             if path.stem in first:
                 one, other = (p.relative_to(self.root).as_posix() for p in (first[path.stem], path))
@@ -247,7 +247,7 @@ class _Reading:
         folder, of = self.part("masks"), {name: [] for name in pictures}
         for path in [*beside, *(self.pictures(folder, deep=True) if folder else [])]:
             match = MASK_NAME.match(path.stem)
-            name = match[1] if match and path.stem not in first else path.stem
+            name = match[1] if match else path.stem
             if name in of:
                 of[name].append(path)
             elif name not in first:

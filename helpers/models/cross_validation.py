@@ -26,7 +26,7 @@ from helpers.models.training import fit, predict
 from helpers.settings import Settings, pick_device
 
 RECIPE = ("epochs", "batch_size", "optimizer", "momentum", "weight_decay", "schedule", "augmentation", "dropout",
-          "keep", "seed", "image_size")  # fmt: skip
+          "keep", "seed", "image_size", "learning_rate")  # fmt: skip
 
 
 @lru_cache(maxsize=4)
@@ -39,22 +39,29 @@ def study_of(settings: Settings) -> Study:
     return _study(settings.data, settings.images_per_class, settings.seed)
 
 
-def _source_settings(settings: Settings) -> Settings:
-    return replace(settings, epochs=settings.source_epochs, image_size=settings.source_size)
+@lru_cache(maxsize=4)
+def _source_study(images_per_class, seed):
+    return phantoms(images_per_class, seed=seed, task="source")
 
 
+def _source_settings(settings: Settings, architecture: str) -> Settings:
+    own = settings.of(architecture)
+    return replace(
+        own, epochs=own.source_epochs, image_size=own.source_size, learning_rate=own.source_learning_rate
+    )
+
+
+@lru_cache(maxsize=1)
 def _code():
     modules = (sys.modules[__name__], training, classifiers, folds_module, study_module, pictures_module)
     return store.fingerprint(*modules)
 
 
 def _source_made_from(settings, architecture):
-    recipe = _source_settings(settings)
+    recipe = _source_settings(settings, architecture)
     made_from = {name: getattr(recipe, name) for name in RECIPE}
-    source = phantoms(settings.source_images_per_class, seed=settings.seed, task="source")
     return made_from | {
-        "data": source.fingerprint,
-        "learning_rate": settings.rate(architecture),
+        "data": _source_study(settings.source_images_per_class, settings.seed).fingerprint,
         "bfloat16": architecture in settings.bfloat16,
         "code": _code(),
     }
@@ -69,8 +76,8 @@ def train_source(settings: Settings, architecture: str) -> None:
     """Train one network on the source task of the generator and keep it; see `phantoms` with task="source"."""
     folder = source_folder(settings, architecture)
     made_from = _source_made_from(settings, architecture)
-    study = phantoms(settings.source_images_per_class, seed=settings.seed, task="source")
-    recipe = _source_settings(settings)
+    study = _source_study(settings.source_images_per_class, settings.seed)
+    recipe = _source_settings(settings, architecture)
     which = np.arange(len(study))
     train, val = train_test_split(which, test_size=0.2, stratify=study.labels, random_state=settings.seed)
     model = build(architecture, len(study.classes), dropout=settings.dropout, seed=settings.seed)
@@ -107,13 +114,13 @@ def _start(settings, architecture):
 
 
 def _made_from(settings, study, parts, architecture, fold):
-    made_from = {name: getattr(settings, name) for name in RECIPE}
+    own = settings.of(architecture)
+    made_from = {name: getattr(own, name) for name in RECIPE}
     return made_from | {
         "architecture": architecture,
         "data": study.fingerprint,
         "fold": store.fingerprint(parts),
         "start": _start(settings, architecture),
-        "learning_rate": settings.rate(architecture),
         "bfloat16": architecture in settings.bfloat16,
         "code": _code(),
     }

@@ -86,9 +86,9 @@ class Shuffled(Sampler):
 class Classifier(lightning.LightningModule):
     """Cross-entropy training of one network that remembers its curves and its best weights."""
 
-    def __init__(self, model, settings: Settings, architecture: str):
+    def __init__(self, model, settings: Settings):
         super().__init__()
-        self.model, self.settings, self.architecture = model, settings, architecture
+        self.model, self.settings = model, settings
         self.curves, self.best = [], None
         self._train, self._validation = [], []
 
@@ -128,7 +128,7 @@ class Classifier(lightning.LightningModule):
         self.best, self.curves = checkpoint["best"], checkpoint["curves"]
 
     def configure_optimizers(self):
-        settings, rate = self.settings, self.settings.rate(self.architecture)
+        settings, rate = self.settings, self.settings.learning_rate
         parameters = list(self.model.parameters())
         if settings.optimizer == "sgd":
             options = {"momentum": settings.momentum, "weight_decay": settings.weight_decay}
@@ -162,13 +162,14 @@ def fit(model, architecture: str, study: Study, train, val, settings: Settings, 
     FloatingPointError
         if the training loss is not finite
     """
+    settings = settings.of(architecture)
     changes = augmentation(settings.augmentation, settings.image_size)
     pictures = TrainingPictures(study, train, changes, settings.seed)
     order = Shuffled(len(train), settings.batch_size, settings.seed)
     loader = DataLoader(pictures, settings.batch_size, sampler=order)
     images = torch.from_numpy(study.images(settings.image_size, val))
     validation = DataLoader(TensorDataset(images, torch.from_numpy(study.labels[val])), 32)
-    classifier = Classifier(model, settings, architecture)
+    classifier = Classifier(model, settings)
     device = pick_device(settings.device)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"unfinished-{key}.ckpt"

@@ -69,6 +69,13 @@ def test_a_hair_is_bridged_but_not_a_wide_gap():
     assert (result[:, 117:] == whole[:, 117:]).all()
 
 
+def test_the_bridge_scales_with_the_height():
+    for height, gap, bridged in ((448, 32, True), (448, 33, False), (112, 8, True), (112, 9, False)):
+        mask = block((height, 100), (30, 40), (0, 100))
+        mask[:, 20 : 20 + gap] = False
+        assert layer_map({"epidermis": mask})[:, 20].any() == bridged
+
+
 def test_a_bridge_is_straight():
     mask = np.zeros((224, 12), bool)
     mask[60:70, 0] = mask[80:90, 11] = True
@@ -81,6 +88,11 @@ def test_rings_are_measured_from_the_lesion():
     lesion = block((224, 224), (112, 113), (0, 1))
     row = layer_map({"lesion": lesion}, rule="rings")[112]
     assert row.tolist() == [255] + [128] * 36 + [64] * 36 + [32] * 36 + [0] * 115
+
+
+def test_rings_scale_with_the_height():
+    row = layer_map({"lesion": block((112, 224), (50, 60), (0, 1))}, rule="rings")[55]
+    assert row.tolist() == [255] + [128] * 18 + [64] * 18 + [32] * 18 + [0] * 169
 
 
 def test_rings_do_not_depend_on_orientation():
