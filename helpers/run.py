@@ -254,8 +254,8 @@ def run(names=(), profile="quick", changes=None, scheduler=None, update=False, f
     table with one row per notebook as in `execute`; status can also be "interrupted" or "not run". The last row of
     each notebook that ran to its end or its error is kept in `summary.csv`.
     """
-    if update and (profile != "quick" or changes):
-        raise UsageError("--update stores the plain quick profile: give neither --profile nor --set with it")
+    if update and (profile != "quick" or changes or scheduler):
+        raise UsageError("--update stores the plain quick profile: leave out --profile, --set and --scheduler")
     paths = find(names, folder)
     jobs, output = plan(paths, profile, changes, scheduler)
     rows = [{"notebook": path.stem, "status": "not run", "error": ""} for path in paths]

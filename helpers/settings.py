@@ -134,7 +134,7 @@ CHOICES = {
     "keep": ("best", "first_best"),
 }
 AT_LEAST = {
-    "seed": 0, "images_per_class": 1, "image_size": 32, "n_folds": 2, "source_images_per_class": 1,
+    "seed": 0, "images_per_class": 1, "image_size": 32, "n_folds": 3, "source_images_per_class": 1,
     "source_epochs": 1, "source_size": 32, "epochs": 1, "batch_size": 2,
 }  # fmt: skip
 

@@ -46,7 +46,7 @@ def test_own_data_has_a_folder_of_its_own(tmp_path):
         ({"epochs": 0}, "epochs: expected a whole number of at least 1, got 0"),
         ({"epochs": 2.5}, "epochs: expected a whole number"),
         ({"epochs": {"default": 0}}, "epochs: expected a whole number of at least 1"),
-        ({"n_folds": 1}, "n_folds: .*at least 2, got 1"),
+        ({"n_folds": 2}, "n_folds: .*at least 3, got 2"),
     ],
 )
 def test_a_wrong_setting_is_named(changes, words):
