@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import sys
@@ -58,16 +59,26 @@ class _OnDask:
     def results(self, function, tasks):
         from distributed import as_completed
 
-        futures = {
-            self.client.submit(_single_threaded, function, *arguments, key=name, pure=False, priority=-order): name
-            for order, (name, arguments) in enumerate(tasks.items())
-        }
+        # Only as many tasks as there are threads are handed over at a time: Dask would give the rest to workers at once,
+        # and a worker with a long task would keep the next one waiting while others have nothing to do.
+        waiting = iter(tasks.items())
+        threads = max(1, sum(self.client.nthreads().values()))
+        names = {}
+
+        def submit(count):
+            for name, arguments in itertools.islice(waiting, count):
+                future = self.client.submit(_single_threaded, function, *arguments, key=name, pure=False)
+                names[future] = name
+                yield future
+
+        running = as_completed(submit(threads))
         try:
-            for future in as_completed(list(futures)):
+            for future in running:
                 error = future.exception()
-                yield futures[future], None if error else future.result(), error
+                yield names[future], None if error else future.result(), error
+                running.update(submit(1))
         finally:
-            self.client.cancel(list(futures))
+            self.client.cancel([future for future in names if not future.done()])
 
 
 class Pool:

@@ -27,6 +27,7 @@ from helpers.settings import Settings, pick_device
 
 RECIPE = ("epochs", "batch_size", "optimizer", "momentum", "weight_decay", "schedule", "augmentation", "dropout",
           "keep", "seed", "image_size", "learning_rate")  # fmt: skip
+LONGEST_FIRST = ("resnet101", "densenet201", "googlenet", "mobilenet_v2")
 
 
 @lru_cache(maxsize=4)
@@ -46,9 +47,7 @@ def _source_study(images_per_class, seed):
 
 def _source_settings(settings: Settings, architecture: str) -> Settings:
     own = settings.of(architecture)
-    return replace(
-        own, epochs=own.source_epochs, image_size=own.source_size, learning_rate=own.source_learning_rate
-    )
+    return replace(own, epochs=own.source_epochs, image_size=own.source_size, learning_rate=own.source_learning_rate)
 
 
 @lru_cache(maxsize=1)
@@ -182,7 +181,10 @@ def train_folds(settings: Settings, folds=None) -> pd.DataFrame:
             why = store.changed(fold_folder(settings, architecture, fold), made_from)
             rows.append((architecture, fold, "trained" if why else "found", ", ".join(why)))
     status = pd.DataFrame(rows, columns=["architecture", "fold", "status", "why"])
-    missing = status[status["status"] == "trained"]
+    # The longest trainings begin first, so that no worker is left with one at the end.
+    missing = status[status["status"] == "trained"].sort_values(
+        "architecture", key=lambda a: a.map(LONGEST_FIRST.index)
+    )
     if missing.empty:
         print(f"{len(status)} of {len(status)} networks found, made from the same data, settings and code: "
               "nothing to train")  # fmt: skip
