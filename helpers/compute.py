@@ -59,7 +59,7 @@ class _OnDask:
     def results(self, function, tasks):
         from distributed import as_completed
 
-        # Only as many tasks as there are threads are handed over at a time: Dask would give the rest to workers at once,
+        # Only as many tasks as there are threads are handed over at a time: Dask would give the rest away at once,
         # and a worker with a long task would keep the next one waiting while others have nothing to do.
         waiting = iter(tasks.items())
         threads = max(1, sum(self.client.nthreads().values()))

@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def real_data():
     """Folder with real images and weights: `$REAL_DATA`, or `shared/data` beside the repository."""
     folder = Path(os.environ.get("REAL_DATA", ROOT.parent / "shared" / "data"))

@@ -9,6 +9,7 @@ import sys
 from types import SimpleNamespace
 
 import nbformat
+import pandas as pd
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
@@ -251,6 +252,44 @@ def test_start_here_takes_other_parameters(tmp_path):
         "skin", "ruler", "random map", "centre Gaussian", "edge map", "flat map",
     ]  # fmt: skip
     assert [("nan" in row, row.split()[-1]) for row in table[1:]] == [(False, "0")] * 4 + [(True, "4")]
+
+
+SMALL = {"SEED": 1, "IMAGES_PER_CLASS": 10, "IMAGE_SIZE": 64, "EPOCHS": 1, "WEIGHTS": "random", "WORKERS": 0}
+
+
+def test_prepare_ultrasound_takes_other_parameters(tmp_path):
+    everything = "\n".join(rerun(tmp_path, "01", RESULTS=str(tmp_path), SEED=1, IMAGES_PER_CLASS=7))
+    assert "seed 1" in everything
+    assert "28" in everything
+
+
+def test_train_five_folds_takes_other_parameters(tmp_path):
+    values = SMALL | {"RESULTS": str(tmp_path), "TRANSFER_ARCHITECTURE": "mobilenet_v2"}
+    texts = rerun(tmp_path, "02", ARCHITECTURES=["mobilenet_v2"], **values)
+    everything = "\n".join(texts)
+    assert "seed 1" in everything
+    assert "40 images of 4 classes, shown to the networks at 64 x 64 pixels" in everything
+    assert "5 to train: nothing there (5)" in everything
+    assert "gain +0.00, 95 % interval [+0.00, +0.00], n = 5 folds" in everything
+    assert "n = 40 test images per network, 5 folds, start: random" in everything
+    table = pd.concat(map(pd.read_parquet, tmp_path.rglob("predictions.parquet")))
+    assert len(table[table["part"] == "test"]) == 40
+    assert not table.isna().any(axis=None)
+
+
+def test_grad_cam_takes_other_parameters(tmp_path):
+    everything = "\n".join(rerun(tmp_path, "03", RESULTS=str(tmp_path), ARCHITECTURE="googlenet", FOLD=2, **SMALL))
+    assert "seed 1" in everything
+    assert "8 test images (3, 64, 64)" in everything
+    assert "googlenet, fold 2" in everything
+
+
+def test_hit_rate_takes_other_parameters(tmp_path):
+    values = SMALL | {"RESULTS": str(tmp_path), "ARCHITECTURES": ["mobilenet_v2"]}
+    everything = "\n".join(rerun(tmp_path, "16", **values))
+    assert "seed 1" in everything
+    assert "mobilenet_v2" in everything
+    assert "densenet201" not in everything
 
 
 # A lesson that keeps every rule, and for every rule a change that breaks it.

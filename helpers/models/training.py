@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
+from pathlib import Path
 
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 from torchvision.transforms import v2
 
 from helpers.data.study import Study
 from helpers.settings import Settings, pick_device
+
+# Less than this much work is lost when a training is interrupted; a shorter training is simply begun again.
+CHECKPOINT_SECONDS = 60
 
 
 def augmentation(kind: str, image_size: int) -> v2.Compose:
@@ -86,9 +90,10 @@ class Shuffled(Sampler):
 class Classifier(lightning.LightningModule):
     """Cross-entropy training of one network that remembers its curves and its best weights."""
 
-    def __init__(self, model, settings: Settings):
+    def __init__(self, model, settings: Settings, checkpoint: Path):
         super().__init__()
-        self.model, self.settings = model, settings
+        self.model, self.settings, self.checkpoint = model, settings, checkpoint
+        self._saved = time.monotonic()
         self.curves, self.best = [], None
         self._train, self._validation = [], []
 
@@ -120,6 +125,11 @@ class Classifier(lightning.LightningModule):
         if self.best is None or score > tuple(self.best["score"]):
             state = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
             self.best = {"score": list(score), "epoch": self.current_epoch, "state": state}
+
+    def on_train_epoch_end(self):
+        if time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
+            self.trainer.save_checkpoint(self.checkpoint)
+            self._saved = time.monotonic()
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint |= {"best": self.best, "curves": self.curves}
@@ -169,15 +179,13 @@ def fit(model, architecture: str, study: Study, train, val, settings: Settings, 
     loader = DataLoader(pictures, settings.batch_size, sampler=order)
     images = torch.from_numpy(study.images(settings.image_size, val))
     validation = DataLoader(TensorDataset(images, torch.from_numpy(study.labels[val])), 32)
-    classifier = Classifier(model, settings)
     device = pick_device(settings.device)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"unfinished-{key}.ckpt"
     for other in folder.glob("unfinished-*.ckpt"):
         if other != checkpoint:
             other.unlink()
-    saver = ModelCheckpoint(folder, checkpoint.stem, every_n_epochs=max(1, settings.epochs // 3), save_top_k=1,
-                            enable_version_counter=False)  # fmt: skip
+    classifier = Classifier(model, settings, checkpoint)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -187,8 +195,8 @@ def fit(model, architecture: str, study: Study, train, val, settings: Settings, 
             accelerator=device.type if device.type != "cuda" else "gpu",
             devices=[_gpu()] if device.type == "cuda" else 1,
             precision="bf16-mixed" if architecture in settings.bfloat16 else "32-true",
-            callbacks=[saver],
-            deterministic=True,
+            enable_checkpointing=False,
+            deterministic="warn",
             num_sanity_val_steps=0,
             logger=False,
             enable_progress_bar=False,

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import nn
 
 from helpers.data.phantom import phantoms
+from helpers.models import training
 from helpers.models.training import Classifier, augmentation, fit, predict
 from helpers.settings import get_settings, seed_everything
 
@@ -77,6 +78,7 @@ def test_two_trainings_give_the_same_network(study, tmp_path):
 
 def test_an_interrupted_training_ends_in_the_same_network(study, tmp_path, monkeypatch):
     whole, expected = trained(study, tmp_path / "whole", recipe())
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
     original = Classifier.training_step
 
     def interrupted(self, batch, index):
@@ -101,7 +103,13 @@ def test_an_interrupted_training_ends_in_the_same_network(study, tmp_path, monke
     assert classifier.curves == expected.curves
 
 
-def test_a_checkpoint_of_another_recipe_is_not_resumed(study, tmp_path):
+def test_a_short_training_writes_no_checkpoint(study, tmp_path):
+    trained(study, tmp_path, recipe())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_another_recipe_is_not_resumed(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
     trained(study, tmp_path, recipe(), key="one")
     trained(study, tmp_path, recipe(), key="two")
     assert [p.name for p in tmp_path.iterdir()] == ["unfinished-two.ckpt"]
