@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
+import ctypes
+import gc
 import logging
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 from tqdm import tqdm
 
-
 # Dask's workers hand freed memory back to the system at once. Training frees and asks for the same megabytes in every
-# step, and with Dask's own value spends two fifths of its time on that.
-ALLOCATION = {"MALLOC_TRIM_THRESHOLD_": 2**30, "MALLOC_MMAP_THRESHOLD_": 2**25}
+# step, and with Dask's own value spends two fifths of its time on that; `_one_task` hands it back when a task ends.
+ALLOCATION = {"MALLOC_TRIM_THRESHOLD_": 2**28, "MALLOC_MMAP_THRESHOLD_": 2**25}
 
 
 class TasksFailed(RuntimeError):
@@ -32,7 +32,7 @@ def fitted_workers(memory_per_worker: float = 1.5e9) -> int:
     return max(1, min(cores, int(psutil.virtual_memory().available // memory_per_worker)))
 
 
-def _single_threaded(function, *arguments):
+def _one_task(function, *arguments):
     """Run a task as every worker does, with one thread: then results are the same wherever it runs."""
     import torch
 
@@ -42,6 +42,9 @@ def _single_threaded(function, *arguments):
         return function(*arguments)
     finally:
         torch.set_num_threads(threads)
+        gc.collect()
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class _Here:
@@ -49,10 +52,10 @@ class _Here:
 
     description = "in this process"
 
-    def results(self, function, tasks):
+    def results(self, function, tasks, kind):
         for name, arguments in tasks.items():
             try:
-                yield name, _single_threaded(function, *arguments), None
+                yield name, _one_task(function, *arguments), None
             except Exception as error:
                 yield name, None, error
 
@@ -61,29 +64,31 @@ class _OnDask:
     def __init__(self, client, description):
         self.client, self.description = client, description
 
-    def results(self, function, tasks):
+    def results(self, function, tasks, kind):
         from distributed import as_completed
 
         # Only as many tasks as there are threads are handed over at a time: Dask would give the rest away at once,
         # and a worker with a long task would keep the next one waiting while others have nothing to do.
-        waiting = iter(tasks.items())
+        waiting, running, futures = dict(tasks), [], {}
+
+        def submit():
+            name = next((name for name in waiting if kind(name) not in map(kind, running)), next(iter(waiting)))
+            future = self.client.submit(_one_task, function, *waiting.pop(name), key=name, pure=False)
+            running.append(name)
+            futures[future] = name
+            return future
+
         threads = max(1, sum(self.client.nthreads().values()))
-        names = {}
-
-        def submit(count):
-            for name, arguments in itertools.islice(waiting, count):
-                future = self.client.submit(_single_threaded, function, *arguments, key=name, pure=False)
-                names[future] = name
-                yield future
-
-        running = as_completed(submit(threads))
+        done = as_completed([submit() for _ in range(min(threads, len(waiting)))])
         try:
-            for future in running:
+            for future in done:
+                running.remove(futures[future])
                 error = future.exception()
-                yield names[future], None if error else future.result(), error
-                running.update(submit(1))
+                yield futures[future], None if error else future.result(), error
+                if waiting:
+                    done.add(submit())
         finally:
-            self.client.cancel([future for future in names if not future.done()])
+            self.client.cancel([future for future in futures if not future.done()])
 
 
 class Pool:
@@ -92,7 +97,7 @@ class Pool:
     def __init__(self, backend):
         self._backend = backend
 
-    def run(self, function, tasks, label: str) -> dict:
+    def run(self, function, tasks, label: str, kind=lambda name: name) -> dict:
         """Run `function(*arguments)` for every task and show how many are done and the time left.
 
         Parameters
@@ -100,6 +105,8 @@ class Pool:
         function : importable by the workers
         tasks : mapping from a task's name to its tuple of arguments; started in this order
         label : what the progress bar calls it
+        kind : from a task's name to its kind; tasks of one kind do not run side by side while another kind is waiting,
+            so that the largest ones do not need their memory at the same time
 
         Returns
         -------
@@ -113,7 +120,7 @@ class Pool:
         done, failures = {}, {}
         width = {"bar_format": "{desc} {bar:20} {n}/{total} · {elapsed} so far · {remaining} left", "ncols": 100}
         with tqdm(total=len(tasks), desc=f"{label}, {self._backend.description}", file=sys.stdout, **width) as bar:
-            for name, result, error in self._backend.results(function, tasks):
+            for name, result, error in self._backend.results(function, tasks, kind):
                 if error is None:
                     done[name] = result
                 else:
@@ -148,7 +155,7 @@ def pool(scheduler: str | None = None, workers: int | None = None):
             yield Pool(_OnDask(client, f"on {len(client.scheduler_info()['workers'])} Dask workers"))
         return
     count = fitted_workers() if workers is None else workers
-    options = {"processes": True, "threads_per_worker": 1, "dashboard_address": None, "memory_limit": 0}
+    options = {"processes": True, "threads_per_worker": 1, "dashboard_address": ":0", "memory_limit": 0}
     with (
         dask.config.set({f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in ALLOCATION.items()}),
         LocalCluster(n_workers=count, silence_logs=logging.CRITICAL, **options) as cluster,

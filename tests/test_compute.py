@@ -2,6 +2,7 @@
 
 import math
 import os
+import time
 
 import pytest
 
@@ -14,6 +15,19 @@ def test_results_come_in_the_order_of_the_tasks(workers, capsys):
         results = pool.run(math.sqrt, {f"{n}": (n * n,) for n in range(5)}, "roots")
     assert list(results.items()) == [(str(n), float(n)) for n in range(5)]
     assert "5/5" in capsys.readouterr().out
+
+
+def begin(_):
+    begun = time.perf_counter()
+    time.sleep(0.3)
+    return begun
+
+
+def test_tasks_of_one_kind_run_apart_while_another_kind_waits():
+    tasks = {name: (0,) for name in ("big 1", "big 2", "small 1", "small 2")}
+    with compute.pool(workers=2) as pool:
+        begun = pool.run(begin, tasks, "tasks", kind=lambda name: name.split()[0])
+    assert max(begun["big 1"], begun["small 1"]) < min(begun["big 2"], begun["small 2"])
 
 
 def test_workers_are_other_processes():
@@ -35,7 +49,7 @@ def test_a_real_scheduler_is_used_by_its_address():
     from distributed import LocalCluster
 
     with (
-        LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster,
         compute.pool(scheduler=cluster.scheduler_address) as pool,
     ):
         assert pool.run(math.sqrt, {"four": (16,)}, "roots") == {"four": 4.0}

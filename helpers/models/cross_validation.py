@@ -200,10 +200,9 @@ def train_folds(settings: Settings, folds=None) -> pd.DataFrame:
         if sources:
             tasks = {f"{a}, source task": (settings, a) for a in sources}
             pool.run(train_source, tasks, "source task")
-        tasks = {
-            f"{a}, fold {k}": (settings, a, k) for a, k in zip(missing["architecture"], missing["fold"], strict=True)
-        }
-        pool.run(train_fold, tasks, f"{len(tasks)} trainings")
+        pairs = zip(missing["architecture"], missing["fold"], strict=True)
+        tasks = {f"{architecture}, fold {fold}": (settings, architecture, fold) for architecture, fold in pairs}
+        pool.run(train_fold, tasks, f"{len(tasks)} trainings", kind=lambda name: name.split(",")[0])
     return status
 
 
