@@ -105,9 +105,9 @@ PROFILES = {
     "quick": Settings(
         profile="quick",
         data="phantoms",
-        source_epochs={"densenet201": 4, "mobilenet_v2": 12, "default": 8},
+        source_epochs={"densenet201": 4, "mobilenet_v2": 10, "default": 6},
         source_learning_rate={"mobilenet_v2": 3e-3, "default": 1e-3},
-        epochs={"googlenet": 10, "mobilenet_v2": 10, "default": 6},
+        epochs={"densenet201": 5, "googlenet": 8, "mobilenet_v2": 10, "resnet101": 4, "default": 6},
         learning_rate={"mobilenet_v2": 1.5e-3, "default": 5e-4},
         bfloat16=("densenet201", "googlenet", "resnet101"),
     ),
