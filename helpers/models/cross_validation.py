@@ -88,8 +88,8 @@ def train_source(settings: Settings, architecture: str) -> None:
 
 def _finish(folder, made_from):
     store.seal(folder, made_from)
-    for checkpoint in folder.glob("unfinished-*.ckpt"):
-        checkpoint.unlink()
+    for file in folder.glob("unfinished-*"):
+        file.unlink()
 
 
 def start_name(settings: Settings) -> str:

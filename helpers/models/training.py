@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 
 from helpers.data.study import Study
 from helpers.settings import Settings, pick_device
+from helpers.store import replacing
 
 # Less than this much work is lost when a training is interrupted; a shorter training is simply begun again.
 CHECKPOINT_SECONDS = 60
@@ -45,6 +46,11 @@ def augmentation(kind: str, image_size: int) -> v2.Compose:
     else:
         raise ValueError(f"augmentation: expected 'mild' or 'reference', got {kind!r}")
     return v2.Compose([*steps, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+
+
+def best_weights(checkpoint: Path) -> Path:
+    """File of the best weights so far, beside a checkpoint: memory holds enough of a network in training as it is."""
+    return checkpoint.with_suffix(".best.pth")
 
 
 class TrainingPictures(Dataset):
@@ -104,6 +110,10 @@ class Classifier(lightning.LightningModule):
         self._train.append((loss.detach() * len(labels), (logits.argmax(1) == labels).sum(), len(labels)))
         return loss
 
+    def on_train_batch_start(self, *_):
+        # Without the gradients of the last step in memory during the forward pass.
+        self.optimizers().zero_grad()
+
     def validation_step(self, batch, _):
         images, labels = batch
         logits = self.model(images.to(memory_format=torch.channels_last)).float()
@@ -123,8 +133,9 @@ class Classifier(lightning.LightningModule):
         if not np.isfinite(row["train_loss"]):
             raise FloatingPointError(f"the training loss of epoch {self.current_epoch} is {row['train_loss']}")
         if self.best is None or score > tuple(self.best["score"]):
-            state = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
-            self.best = {"score": list(score), "epoch": self.current_epoch, "state": state}
+            self.best = {"score": list(score), "epoch": self.current_epoch}
+            with replacing(best_weights(self.checkpoint)) as temporary:
+                torch.save(self.model.state_dict(), temporary)
 
     def on_train_epoch_end(self):
         if time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
@@ -160,12 +171,13 @@ def fit(model, architecture: str, study: Study, train, val, settings: Settings, 
     model : network of `classifiers.build`, changed in place
     train, val : indices of the study's images
     settings : recipe; see `Settings`
-    folder : where the checkpoint of an unfinished training is kept; the caller removes it once it has kept the result
+    folder : where files named "unfinished-*" are kept: the checkpoint of an interrupted training and the best weights
+        so far; the caller removes them once it has kept the result
     key : only a checkpoint of the same key is resumed, others are removed
 
     Returns
     -------
-    the trained `Classifier` with its `curves` (a row per epoch) and its `best` epoch, score and weights
+    the trained `Classifier` with its `curves` (a row per epoch) and its `best` epoch and score
 
     Raises
     ------
@@ -182,8 +194,8 @@ def fit(model, architecture: str, study: Study, train, val, settings: Settings, 
     device = pick_device(settings.device)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"unfinished-{key}.ckpt"
-    for other in folder.glob("unfinished-*.ckpt"):
-        if other != checkpoint:
+    for other in folder.glob("unfinished-*"):
+        if other not in (checkpoint, best_weights(checkpoint)):
             other.unlink()
     classifier = Classifier(model, settings, checkpoint)
     with warnings.catch_warnings():
@@ -205,7 +217,7 @@ def fit(model, architecture: str, study: Study, train, val, settings: Settings, 
         )
         resume = checkpoint if checkpoint.is_file() else None
         trainer.fit(classifier, loader, validation, ckpt_path=resume, weights_only=True)
-    model.load_state_dict(classifier.best["state"])
+    model.load_state_dict(torch.load(best_weights(checkpoint), map_location="cpu", weights_only=True))
     model.cpu().eval()
     return classifier
 

@@ -114,6 +114,11 @@ def test_another_architecture_s_rate_changes_nothing(settings):
     assert set(cv.train_folds(replace(settings, learning_rate=rates))["status"]) == {"found"}
 
 
+def test_a_finished_fold_leaves_nothing_unfinished(settings):
+    names = {path.name for path in cv.fold_folder(settings, "mobilenet_v2", 0).iterdir()}
+    assert names == {"model.safetensors", "curves.parquet", "predictions.parquet", "made_from.json"}
+
+
 def test_another_start_is_kept_beside(settings):
     other = replace(settings, weights="random")
     assert set(cv.train_folds(other, folds=[1])["status"]) == {"trained"}

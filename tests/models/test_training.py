@@ -89,7 +89,7 @@ def test_an_interrupted_training_ends_in_the_same_network(study, tmp_path, monke
     monkeypatch.setattr(Classifier, "training_step", interrupted)
     with pytest.raises(OSError, match="power cut"):
         trained(study, tmp_path / "cut", recipe())
-    assert [p.name for p in (tmp_path / "cut").iterdir()] == ["unfinished-k.ckpt"]
+    assert {p.name for p in (tmp_path / "cut").iterdir()} == {"unfinished-k.ckpt", "unfinished-k.best.pth"}
     trained_in = set()
 
     def counted(self, batch, index):
@@ -105,14 +105,14 @@ def test_an_interrupted_training_ends_in_the_same_network(study, tmp_path, monke
 
 def test_a_short_training_writes_no_checkpoint(study, tmp_path):
     trained(study, tmp_path, recipe())
-    assert list(tmp_path.iterdir()) == []
+    assert [p.name for p in tmp_path.iterdir()] == ["unfinished-k.best.pth"]
 
 
 def test_a_checkpoint_of_another_recipe_is_not_resumed(study, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
     trained(study, tmp_path, recipe(), key="one")
     trained(study, tmp_path, recipe(), key="two")
-    assert [p.name for p in tmp_path.iterdir()] == ["unfinished-two.ckpt"]
+    assert {p.name for p in tmp_path.iterdir()} == {"unfinished-two.ckpt", "unfinished-two.best.pth"}
 
 
 @pytest.mark.parametrize(("keep", "expected"), [("best", 2), ("first_best", 1)])
