@@ -158,6 +158,7 @@ def pool(scheduler: str | None = None, workers: int | None = None):
     options = {"processes": True, "threads_per_worker": 1, "dashboard_address": ":0", "memory_limit": 0}
     with (
         dask.config.set({f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in ALLOCATION.items()}),
+        dask.config.set({"distributed.worker.profile.enabled": False}),
         LocalCluster(n_workers=count, silence_logs=logging.CRITICAL, **options) as cluster,
         Client(cluster) as client,
     ):
