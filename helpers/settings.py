@@ -67,7 +67,7 @@ class Settings:
     architectures: tuple[str, ...] = ARCHITECTURES
     n_folds: int = 5
     weights: str = "source"
-    source_images_per_class: int = 100
+    source_images_per_class: int = 120
     source_epochs: int | Mapping[str, int] = 8
     source_size: int = 96
     source_learning_rate: float | Mapping[str, float] = 1e-3
@@ -105,9 +105,9 @@ PROFILES = {
     "quick": Settings(
         profile="quick",
         data="phantoms",
-        source_epochs={"densenet201": 4, "mobilenet_v2": 10, "default": 6},
+        source_epochs={"densenet201": 3, "googlenet": 5, "mobilenet_v2": 10, "default": 6},
         source_learning_rate={"mobilenet_v2": 3e-3, "default": 1e-3},
-        epochs={"googlenet": 8, "mobilenet_v2": 10, "default": 4},
+        epochs={"densenet201": 4, "googlenet": 8, "mobilenet_v2": 10, "default": 5},
         learning_rate={"mobilenet_v2": 1.5e-3, "default": 5e-4},
         bfloat16=("densenet201", "googlenet", "resnet101"),
     ),
