@@ -21,8 +21,10 @@ class Interval(NamedTuple):
     n: int
 
     def __format__(self, digits: str) -> str:
+        if np.isnan(self.mean):
+            return f"no value, n = {self.n}"
         mean, low, high = (format(float(value), digits or ".2f") for value in self[:3])
-        return f"{mean} [{low}, {high}], n = {self.n}"
+        return f"{mean} [{'no interval' if np.isnan(self.low) else f'{low}, {high}'}], n = {self.n}"
 
     def __str__(self) -> str:
         return format(self)

@@ -88,6 +88,8 @@ def test_prints_for_a_table():
     interval = Interval(1.954, 1.8, 2.1, 60)
     assert str(interval) == "1.95 [1.80, 2.10], n = 60"
     assert f"{interval:.1f}" == "2.0 [1.8, 2.1], n = 60"
+    assert str(fold_interval([4.0])) == "4.00 [no interval], n = 1"
+    assert str(bootstrap_interval([np.nan])) == "no value, n = 0"
 
 
 @pytest.mark.parametrize(
