@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
+import multiprocessing
 import os
 import sys
 from contextlib import contextmanager, suppress
@@ -132,6 +133,20 @@ class Pool:
 
 
 @contextmanager
+def _forked_workers():
+    """Workers are forked from a process that has loaded the libraries: these are in memory once, not once each."""
+    import dask
+    from distributed.utils import get_mp_context
+
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        yield
+        return
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        get_mp_context().set_forkserver_preload(["distributed", "lightning", "torchvision"])
+        yield
+
+
+@contextmanager
 def pool(scheduler: str | None = None, workers: int | None = None):
     """A `Pool`: a Dask cluster at an address, a local one that ends with the block, or this process.
 
@@ -159,6 +174,7 @@ def pool(scheduler: str | None = None, workers: int | None = None):
     with (
         dask.config.set({f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in ALLOCATION.items()}),
         dask.config.set({"distributed.worker.profile.enabled": False}),
+        _forked_workers(),
         LocalCluster(n_workers=count, silence_logs=logging.CRITICAL, **options) as cluster,
         Client(cluster) as client,
     ):
