@@ -28,7 +28,7 @@ from helpers.store import replacing, write_table
 NOTEBOOKS = ROOT / "notebooks"
 PATHS = ("DATA", "RESULTS", "WEIGHTS")
 WORDS = {"true": True, "false": False, "none": None, "null": None}
-SECONDS_BETWEEN_SAMPLES = 1.0
+SECONDS_BETWEEN_SAMPLES = 0.5
 SUMMARY = "summary.csv"
 # What goes to and from a kernel is nobody else's on a shared machine, and what it says of itself nobody needs.
 KERNEL = {
