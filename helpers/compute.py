@@ -43,9 +43,13 @@ def _one_task(function, *arguments):
         return function(*arguments)
     finally:
         torch.set_num_threads(threads)
-        gc.collect()
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        _hand_back_memory()
+
+
+def _hand_back_memory():
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class _Here:
@@ -169,6 +173,7 @@ def pool(scheduler: str | None = None, workers: int | None = None):
         with client:
             yield Pool(_OnDask(client, f"on {len(client.scheduler_info()['workers'])} Dask workers"))
         return
+    _hand_back_memory()
     count = fitted_workers() if workers is None else workers
     options = {"processes": True, "threads_per_worker": 1, "dashboard_address": ":0", "memory_limit": 0}
     with (
