@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning
 import numpy as np
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 from torchvision.transforms import v2
@@ -91,6 +92,14 @@ class Shuffled(Sampler):
     def __iter__(self):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
         return iter([(self.epoch, int(position)) for position in order[: self.used]])
+
+
+class StraightToDisk(TorchCheckpointIO):
+    """Writes a checkpoint as it goes: Lightning's own way first builds the whole file, half a gigabyte, in memory."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        with replacing(path) as temporary:
+            torch.save(checkpoint, temporary)
 
 
 class Classifier(lightning.LightningModule):
@@ -208,6 +217,7 @@ def fit(model, architecture: str, study: Study, train, val, settings: Settings, 
             devices=[_gpu()] if device.type == "cuda" else 1,
             precision="bf16-mixed" if architecture in settings.bfloat16 else "32-true",
             enable_checkpointing=False,
+            plugins=[StraightToDisk()],
             num_sanity_val_steps=0,
             logger=False,
             enable_progress_bar=False,
