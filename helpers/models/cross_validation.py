@@ -40,9 +40,9 @@ def study_of(settings: Settings) -> Study:
     return _study(settings.data, settings.images_per_class, settings.seed)
 
 
-@lru_cache(maxsize=4)
-def _source_study(images_per_class, seed):
-    return phantoms(images_per_class, seed=seed, task="source")
+def _source_study(settings):
+    # Not kept: once drawn, its pictures and masks are 0.15 GB that no training of a fold needs.
+    return phantoms(settings.source_images_per_class, seed=settings.seed, task="source")
 
 
 def _source_settings(settings: Settings, architecture: str) -> Settings:
@@ -60,7 +60,7 @@ def _source_made_from(settings, architecture):
     recipe = _source_settings(settings, architecture)
     made_from = {name: getattr(recipe, name) for name in RECIPE}
     return made_from | {
-        "data": _source_study(settings.source_images_per_class, settings.seed).fingerprint,
+        "data": _source_study(settings).fingerprint,
         "bfloat16": architecture in settings.bfloat16,
         "code": _code(),
     }
@@ -75,7 +75,7 @@ def train_source(settings: Settings, architecture: str) -> None:
     """Train one network on the source task of the generator and keep it; see `phantoms` with task="source"."""
     folder = source_folder(settings, architecture)
     made_from = _source_made_from(settings, architecture)
-    study = _source_study(settings.source_images_per_class, settings.seed)
+    study = _source_study(settings)
     recipe = _source_settings(settings, architecture)
     which = np.arange(len(study))
     train, val = train_test_split(which, test_size=0.2, stratify=study.labels, random_state=settings.seed)
