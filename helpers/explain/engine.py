@@ -1,178 +1,240 @@
-"""One forward to a layer and one backward through what follows it serve every gradient CAM."""
+"""`explain`: raw, signed saliency maps of a network, by any of the methods, as one xarray Dataset."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import cached_property, partial
 from importlib.metadata import version
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import nn
 
-from helpers.explain.cams import GRADIENT_CAMS
+from helpers.explain import attributions, libraries
+from helpers.explain.cams import GRADIENT_CAMS, first_component, total
+from helpers.explain.channels import ablation_weights, score_weights
+from helpers.explain.cut import Cut
+from helpers.explain.heatmaps import FLAT
+from helpers.explain.inference import folded, output_sizes, packed, parts
+from helpers.explain.layers import check_eval, check_images, check_logits, find_layer, last_block, prepare
+from helpers.explain.occlusion import occlusion
+from helpers.explain.options import Options, get_options
 from helpers.settings import closest
 
-METHODS = tuple(GRADIENT_CAMS)
+PACKAGES = ("torch", "torchvision", "captum", "grad-cam")
 
 
-class Recording(NamedTuple):
-    """What a gradient CAM needs, detached, on the model's device: N images, F feature maps, K classes."""
+class Method(NamedTuple):
+    """How a map is made, and what it is."""
 
-    activations: torch.Tensor  # (N, F, h, w)
-    gradients: torch.Tensor  # (N, F, h, w), of the target's logit
-    logits: torch.Tensor  # (N, K)
-    targets: torch.Tensor  # (N,) int64
-
-
-def find_layer(model: nn.Module, layer: nn.Module | str) -> tuple[str, nn.Module]:
-    """Dotted name and module of a layer that is given as either.
-
-    Raises
-    ------
-    ValueError
-        if the model has no such layer; a name is answered with the closest ones
-    """
-    modules = dict(model.named_modules())
-    if isinstance(layer, str):
-        if layer not in modules or not layer:
-            raise ValueError(f"layer {layer!r}: no such module in {type(model).__name__}{closest(layer, modules)}")
-        return layer, modules[layer]
-    for name, module in modules.items():
-        if module is layer and name:
-            return name, module
-    raise ValueError(f"layer: this {type(layer).__name__} is not inside the model; give one of its modules or a name")
+    make: Callable  # from a `Work` to maps (N, T, ...)
+    family: str  # "gradient" or "no gradient"
+    kind: str  # "general": on the layer's grid; "detailed": on the pixels
+    units: str
+    options: tuple[str, ...] = ()
 
 
-def last_block(model: nn.Module, images) -> str:
-    """Name of the outermost module holding the last convolution that runs on `images` (N, C, H, W).
+class Work:
+    """N images with T targets each, and what the methods need of the network, made once when it is first asked for."""
 
-    Passed over are modules that leave a single position, and modules that do not run (the auxiliary heads of GoogLeNet
-    in eval mode). ResNet: "layer4"; GoogLeNet: "inception5b"; DenseNet, MobileNet, VGG: "features".
+    def __init__(self, model, images, targets, layer, options: Options, copies: dict, replay: bool):
+        self.model, self.images, self.layer, self.options = model, images, layer, options
+        self.memory, self.forwards = options.bytes(images.device), 0
+        self._wanted, self._copies, self._replay, self._gradients = targets, copies, replay, {}
 
-    Raises
-    ------
-    ValueError
-        if no module qualifies
-    """
-    blocks = []
+    @cached_property
+    def cut(self) -> Cut:
+        return Cut(self.model, self.images, self.layer, replay=self._replay)
 
-    def note(name, module):
-        def hook(_, inputs, output):
-            holds = any(isinstance(part, nn.modules.conv._ConvNd) for part in module.modules())
-            if holds and isinstance(output, torch.Tensor) and output.dim() == 4 and output[0, 0].numel() > 1:
-                blocks.append(name)
+    @cached_property
+    def logits(self) -> torch.Tensor:
+        if self.layer is not None:
+            return self.cut.logits
+        with torch.no_grad():
+            logits = self.model(self.images)
+        check_logits(logits)
+        return logits
 
-        return hook
-
-    with ExitStack() as hooks, torch.no_grad():
-        for name, module in model.named_modules():
-            if name:
-                hooks.enter_context(module.register_forward_hook(note(name, module)))
-        model(_prepare(model, images[:1]))
-    outer = [name for name in blocks if not any(name.startswith(f"{other}.") for other in blocks)]
-    if not outer:
-        raise ValueError(f"layer: {type(model).__name__} has no convolution with more than one position; name a layer")
-    return outer[-1]
-
-
-def check_images(images) -> None:
-    """Raise a ValueError unless `images` are (N, C, H, W) real numbers in [0, 1], N at least 1, without NaN."""
-    shape = tuple(getattr(images, "shape", ()))
-    if len(shape) != 4 or 0 in shape:
-        hint = "; for one image pass image[None]" if len(shape) == 3 else ""
-        raise ValueError(f"images: expected (N, C, H, W) with at least one image, got shape {shape}{hint}")
-    values = torch.as_tensor(images)
-    if not values.is_floating_point():
-        raise ValueError(f"images: expected float in [0, 1], got {values.dtype}; divide 8-bit values by 255")
-    wrong = ~torch.isfinite(values).flatten(1).all(1)
-    if wrong.any():
-        raise ValueError(f"images: NaN or infinity in image {wrong.nonzero()[0].item()}")
-    low, high = values.amin().item(), values.amax().item()
-    if low < 0 or high > 1:
-        raise ValueError(f"images: values in [{low:.3g}, {high:.3g}], expected [0, 1]; normalise in the model")
-
-
-def _check_eval(model):
-    for name, module in model.named_modules():
-        if module.training:
-            where = f"module {name!r}" if name else type(model).__name__
-            raise ValueError(f"{where} is in train mode: its maps would be random; call model.eval()")
-
-
-def _prepare(model, images):
-    like = next(model.parameters(), torch.empty(0))
-    return torch.as_tensor(images).to(like.device, like.dtype)
-
-
-def _as_targets(targets, n):
-    if targets is None:
-        return None
-    values = torch.as_tensor(targets)
-    if values.is_floating_point() or values.dtype == torch.bool or values.dim() > 1:
-        raise ValueError("targets: expected None (the predicted class), one class index, or one per image")
-    if values.dim() == 1 and len(values) != n:
-        raise ValueError(f"targets: expected one class index or {n}, one per image; got {len(values)}")
-    return values.expand(n).clone().long()
-
-
-@torch.inference_mode(False)  # also where the caller has switched gradients off
-def record(model: nn.Module, images, layer: nn.Module | str, targets=None) -> Recording:
-    """Activations of a layer, and there the gradients of the target's logit.
-
-    What lies before the layer runs without a graph. The rest of the network gets a clone of the activations, so an
-    in-place operation on them (the ReLU behind DenseNet's last norm) changes neither them nor the map.
-    The model's gradients, flags and mode stay as they are; its hook is gone afterwards, also after an error.
-
-    Parameters
-    ----------
-    model : network in eval mode, (N, C, H, W) -> logits (N, K)
-    images : (N, C, H, W) tensor or array in [0, 1]; moved to the model's device and floating-point type
-    layer : module of the model, or its dotted name, that runs once and returns a tensor (N, F, h, w)
-    targets : None for the predicted class, one class index, or one per image
-
-    Raises
-    ------
-    ValueError
-        if an argument does not fit, or the logits do not depend on the layer
-    """
-    check_images(images)
-    _check_eval(model)
-    name, module = find_layer(model, layer)
-    targets = _as_targets(targets, len(images))
-    kept = []
-
-    def cut(_, inputs, output):
-        if kept:
-            raise ValueError(f"layer {name!r} runs more than once in a forward pass; choose a module that runs once")
-        if not isinstance(output, torch.Tensor) or output.dim() != 4:
-            got = f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
-            raise ValueError(f"layer {name!r}: expected an output (N, F, h, w), got {got}; choose a convolution")
-        kept.append(output.detach().requires_grad_())
-        torch.set_grad_enabled(True)  # from here on; the no_grad block below restores the caller's setting
-        return kept[0].clone()
-
-    with torch.no_grad(), module.register_forward_hook(cut):
-        logits = model(_prepare(model, images))
-        if not kept:
-            raise ValueError(f"layer {name!r} does not run in a forward pass of {type(model).__name__}")
-        if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
-            got = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
-            raise ValueError(f"model: expected logits (N, K), got {got}")
-        if not torch.isfinite(logits).all():
-            raise ValueError("model: its logits hold NaN or infinity; check the weights")
-        n_classes = logits.shape[1]
-        targets = logits.argmax(1) if targets is None else targets.to(logits.device)
+    @cached_property
+    def targets(self) -> torch.Tensor:
+        """(N, T)"""
+        if self._wanted is None:
+            return self.logits.argmax(1, keepdim=True)
+        n_classes, targets = self.logits.shape[1], self._wanted.to(self.logits.device)
         wrong = targets[(targets < 0) | (targets >= n_classes)]
         if len(wrong):
             raise ValueError(f"targets: no class {wrong[0].item()}; the model has classes 0 to {n_classes - 1}")
-        score, gradients = logits.gather(1, targets[:, None]).sum(), None
-        if score.requires_grad:
-            (gradients,) = torch.autograd.grad(score, kept, allow_unused=True)
-        if gradients is None:
-            raise ValueError(f"layer {name!r}: the logits do not depend on it; choose a layer on the way to them")
-    return Recording(kept[0].detach(), gradients, logits.detach(), targets)
+        return targets
+
+    def gradients(self, t: int) -> torch.Tensor:
+        if t not in self._gradients:
+            self._gradients[t] = self.cut.gradients(self.targets[:, t])
+        return self._gradients[t]
+
+    def copy(self, make) -> nn.Module:
+        """The network made ready by `inference.packed` or `folded`; shared by all batches."""
+        if make not in self._copies:
+            self._copies[make] = make(self.model, self.images)
+        return self._copies[make]
+
+    @property
+    def combine(self):
+        return first_component if self.options.eigen_smooth else total
+
+    def per_target(self, make) -> torch.Tensor:
+        return torch.stack([make(t) for t in range(self.targets.shape[1])], 1)
+
+    def per_image(self, make) -> torch.Tensor:
+        return torch.stack([make(i) for i in range(len(self.images))])
+
+
+def _gradient_cam(formula, work):
+    work.forwards += len(work.images)
+    activations = work.cut.activations.to(work.images.dtype)
+    return work.per_target(lambda t: formula(activations, work.gradients(t).to(activations.dtype)))
+
+
+def _own_gradient_cam(formula, work):
+    options = {"epsilon": work.options.epsilon} if formula is GRADIENT_CAMS["Grad-CAM++"] else {}
+    return _gradient_cam(partial(formula, combine=work.combine, **options), work)
+
+
+def _weighted(work, i, weights):
+    activations = work.cut.activations[i].to(work.images.dtype)
+    return torch.cat([work.combine((activations * row[:, None, None])[None]) for row in weights.to(activations)])
+
+
+def _ablation_cam(work):
+    work.forwards += len(work.images)
+    return work.per_image(lambda i: _weighted(work, i, ablation_weights(work.cut, i, work.targets[i], work.memory)))
+
+
+def _score_cam(work):
+    def one(i):
+        activations = work.cut.activations[i].to(work.images.dtype)
+        network, image = work.copy(packed), work.images[i : i + 1]
+        weights, n = score_weights(network, image, activations, work.targets[i], work.memory)
+        work.forwards += n
+        return _weighted(work, i, weights)
+
+    return work.per_image(one)
+
+
+def _saliency(work):
+    work.forwards += work.targets.numel()
+    return work.per_target(lambda t: attributions.saliency(work.model, work.images, work.targets[:, t]))
+
+
+def _graph_bytes(work, network):
+    with output_sizes(network) as sizes, torch.no_grad():
+        network(work.images[:1])
+    return max(1, sum(sizes))
+
+
+def _integrated_gradients(work):
+    network, steps = work.copy(folded), work.options.steps
+    batch = max(1, work.memory // _graph_bytes(work, network))
+    baseline = torch.as_tensor(work.options.baseline).to(work.images)
+    baseline = baseline.item() if baseline.dim() == 0 else baseline.expand(work.images.shape)
+    work.forwards += work.targets.numel() * steps
+    return work.per_target(
+        lambda t: attributions.integrated_gradients(network, work.images, work.targets[:, t], steps, baseline, batch)
+    )
+
+
+def _gradient_shap(work):
+    network, options = work.copy(folded), work.options
+    batch = max(1, work.memory // _graph_bytes(work, network))
+    draws = {"samples": options.samples, "noise": options.noise, "seed": options.seed, "batch": batch}
+    work.forwards += work.targets.numel() * options.samples
+
+    def one(i):
+        image = work.images[i : i + 1]
+        maps = [attributions.gradient_shap(network, image, target.item(), **draws) for target in work.targets[i]]
+        return torch.cat(maps)
+
+    return work.per_image(one)
+
+
+def _occlusion(work):
+    network, options, height = work.copy(packed), work.options, work.images.shape[-2]
+    windows = [options.windows] if isinstance(options.windows, int) else options.windows
+
+    def one(i, window):
+        sizes = (options.scaled(length, height) for length in (window, options.stride))
+        baseline = torch.as_tensor(options.baseline)
+        arguments = network, work.images[i : i + 1], work.targets[i]
+        maps, n = occlusion(*arguments, *sizes, baseline, work.memory)
+        work.forwards += n
+        return maps
+
+    maps = work.per_image(lambda i: torch.stack([one(i, window) for window in windows], 1))
+    return maps[:, :, 0] if isinstance(options.windows, int) else maps
+
+
+def _one_by_one(function, work):
+    work.forwards += work.targets.numel()
+
+    def one(i):
+        return torch.cat([function(work.model, work.images[i : i + 1], target.item()) for target in work.targets[i]])
+
+    return work.per_image(one)
+
+
+_SMOOTH = ("eigen_smooth",)
+_METHODS = {
+    "Grad-CAM": Method(partial(_own_gradient_cam, GRADIENT_CAMS["Grad-CAM"]), "gradient", "general", "logit", _SMOOTH),
+    "Grad-CAM++": Method(
+        partial(_own_gradient_cam, GRADIENT_CAMS["Grad-CAM++"]), "gradient", "general", "logit", ("epsilon", *_SMOOTH)
+    ),
+    "HiResCAM": Method(partial(_own_gradient_cam, GRADIENT_CAMS["HiResCAM"]), "gradient", "general", "logit", _SMOOTH),
+    "EigenGrad-CAM": Method(partial(_own_gradient_cam, GRADIENT_CAMS["EigenGrad-CAM"]), "gradient", "general", "logit"),
+    "Ablation-CAM": Method(_ablation_cam, "no gradient", "general", "activation", _SMOOTH),
+    "Score-CAM": Method(_score_cam, "no gradient", "general", "activation", ("tolerance", *_SMOOTH)),
+    "Saliency": Method(_saliency, "gradient", "detailed", "logit / brightness"),
+    "Integrated Gradients": Method(_integrated_gradients, "gradient", "detailed", "logit", ("steps", "baseline")),
+    "GradientShap": Method(_gradient_shap, "gradient", "detailed", "logit", ("samples", "noise", "seed")),
+    "Occlusion": Method(_occlusion, "no gradient", "detailed", "logit", ("windows", "stride", "baseline")),
+}
+METHODS = tuple(_METHODS)
+_METHODS |= {
+    name: Method(
+        partial(_gradient_cam, formula), "no gradient" if name == "Eigen-CAM" else "gradient", "general", units
+    )
+    for (name, formula), units in zip(libraries.CAMS.items(), ("logit", "logit", "activation"), strict=True)
+}
+_METHODS |= {
+    name: Method(partial(_one_by_one, function), "gradient", "detailed", units)
+    for (name, function), units in zip(libraries.ATTRIBUTIONS.items(), ("share", "logit", "logit"), strict=True)
+}
+COMPARED = tuple(name for name in _METHODS if name not in METHODS)
+
+
+def _known(methods):
+    methods = (methods,) if isinstance(methods, str) else tuple(methods)
+    for method in methods:
+        if method not in _METHODS:
+            hint = closest(method, _METHODS)
+            raise ValueError(f"methods: unknown {method!r}{hint}; known: {', '.join(_METHODS)}")
+    if not methods or len(set(methods)) < len(methods):
+        raise ValueError(f"methods: expected one or several different ones, got {methods}")
+    return methods
+
+
+def _as_targets(targets, n):
+    """(N, T) int64 or None, and whether T is a dimension of the result."""
+    if targets is None:
+        return None, False
+    values = torch.as_tensor(targets)
+    if values.is_floating_point() or values.dtype == torch.bool or values.dim() > 2 or not values.numel():
+        raise ValueError("targets: expected None (the predicted class), one class index, one per image, or (N, T)")
+    if values.dim() and len(values) != n:
+        raise ValueError(f"targets: expected one class index or {n}, one per image; got {len(values)}")
+    return values.long().reshape(*values.shape[:2], *(1,) * (2 - values.dim())).expand(n, -1), values.dim() == 2
 
 
 def explain(
@@ -180,59 +242,101 @@ def explain(
     images,
     methods: Sequence[str] | str = METHODS,
     targets=None,
-    layer: nn.Module | str | None = None,
-    batch_size: int = 32,
+    layer: nn.Module | str | int | None = None,
+    **settings,
 ) -> xr.Dataset:
-    """Raw, signed saliency maps of one target per image.
+    """Raw, signed saliency maps.
+
+    One forward pass up to the layer and one backward pass from the logit to it serve all CAMs. The model's gradients,
+    flags and mode stay as they are, and no hook remains, also after an error.
 
     Parameters
     ----------
     model : network in eval mode, (N, C, H, W) -> logits (N, K)
-    images : (N, C, H, W) tensor or array in [0, 1]
-    methods : names from `METHODS`
-    targets : None for the predicted class, one class index, or one per image
-    layer : module or dotted name; None takes the last convolutional block, see `last_block`
-    batch_size : images computed at once; bounds the memory and changes no map beyond rounding
+    images : (N, C, H, W) tensor or array in [0, 1]; moved to the model's device and floating-point type
+    methods : names from `METHODS`, or from `COMPARED` (straight from the libraries)
+    targets : None for the predicted class, one class index, one per image (N,), or several per image (N, T)
+    layer : of the CAMs: a module, its dotted name, or a stride, see `layers.find_layer`; None takes the last
+        convolutional block, see `layers.last_block`
+    **settings : fields of `options.Options`
 
     Returns
     -------
-    Dataset with one variable (image, row, column) per method on the layer's grid, in the model's floating-point type,
-    and with the coordinates `target` and `logit` of every image. `to_heatmap` turns a variable into a picture.
+    Dataset with one variable per method: CAMs (image, row, column) on the layer's grid, pixel methods (image, y, x).
+    With (N, T) targets a dimension `target` follows `image`; with several windows `window` stands before the last two
+    in Occlusion. Coordinates: `target` and `logit` of every image; where targets are (N, T), `class` and `logit` of
+    (image, target). Attributes of a variable: method, family, kind, units, layer, settings, flat (number of maps
+    without any difference in them), forwards (images that passed the whole network) and seconds, each as if the
+    method had been asked for by itself. `to_heatmap` turns a variable into pictures.
 
     Raises
     ------
     ValueError
-        if a method is unknown or an argument does not fit, see `record`
+        if a name is unknown or an argument does not fit
     """
-    methods = (methods,) if isinstance(methods, str) else tuple(methods)
-    for method in methods:
-        if method not in METHODS:
-            raise ValueError(f"methods: unknown {method!r}; known: {', '.join(METHODS)}{closest(method, METHODS)}")
-    if not methods or batch_size < 1:
-        raise ValueError(f"expected at least one method and batch_size >= 1, got {methods} and {batch_size}")
+    methods, options = _known(methods), get_options(settings)
     check_images(images)
-    _check_eval(model)
-    wanted = _as_targets(targets, len(images))
-    name = last_block(model, images) if layer is None else find_layer(model, layer)[0]
-    maps = {method: [] for method in methods}
-    used, logits = [], []
-    for start in range(0, len(images), batch_size):
-        part = slice(start, start + batch_size)
-        recording = record(model, images[part], name, None if wanted is None else wanted[part])
-        for method in methods:
-            maps[method].append(GRADIENT_CAMS[method](recording.activations, recording.gradients).cpu())
-        used.append(recording.targets.cpu())
-        logits.append(recording.logits.gather(1, recording.targets[:, None])[:, 0].cpu())
-    about = {"family": "gradient", "kind": "general", "layer": name}
-    return xr.Dataset(
+    check_eval(model)
+    wanted, several = _as_targets(targets, len(images))
+    cams = [method for method in methods if _METHODS[method].kind == "general"]
+    name = None
+    if cams:
+        name = last_block(model, images) if layer is None else find_layer(model, layer)[0]
+    images = prepare(model, images)
+    maps, forwards, seconds = ({method: [] for method in methods} for _ in range(3))
+    used, logits, copies = [], [], {}
+    with _autocast(options, images.device):
+        for part in _batches(model, images, options):
+            batch = images[part].contiguous(memory_format=torch.channels_last)
+            own = None if wanted is None else wanted[part]
+            work = Work(model, batch, own, name, options, copies, "Ablation-CAM" in methods)
+            begin = time.perf_counter()
+            used.append(work.targets.cpu())
+            logits.append(work.logits.float().gather(1, work.targets).cpu())
+            shared = time.perf_counter() - begin
+            for method in methods:
+                begin, work.forwards = time.perf_counter(), 0
+                maps[method].append(_METHODS[method].make(work).detach().cpu())
+                forwards[method].append(work.forwards)
+                seconds[method].append(time.perf_counter() - begin + shared * (method in cams))
+    variables = {}
+    for method in methods:
+        values, made = torch.cat(maps[method]).numpy(), _METHODS[method]
+        about = {"method": method, "family": made.family, "kind": made.kind, "units": made.units}
+        about |= {"layer": name} if method in cams else {}
+        about |= {"settings": options.describe((*made.options, "precision")), "flat": int(_is_flat(values).sum())}
+        about |= {"forwards": sum(forwards[method]), "seconds": sum(seconds[method])}
+        windows = ("window",) if values.ndim == 5 else ()
+        dims = ("image", "target", *windows, *(("row", "column") if method in cams else ("y", "x")))
+        variables[method] = xr.Variable(dims, values, about)
+    used, logits = torch.cat(used).numpy(), torch.cat(logits).numpy()
+    coordinates = {"class": (("image", "target"), used), "logit": (("image", "target"), logits)}
+    if not isinstance(options.windows, int) and "Occlusion" in methods:
+        coordinates["window"] = list(options.windows)
+    found = xr.Dataset(
+        variables,
+        coordinates,
         {
-            method: (("image", "row", "column"), torch.cat(parts).numpy(), {"method": method, **about})
-            for method, parts in maps.items()
-        },
-        coords={"target": ("image", torch.cat(used).numpy()), "logit": ("image", torch.cat(logits).numpy())},
-        attrs={
-            "layer": name,
+            "layer": name or "",
             "targets": "predicted" if targets is None else "given",
-            "versions": " ".join(f"{package} {version(package)}" for package in ("torch", "torchvision")),
+            "versions": " ".join(f"{package} {version(package)}" for package in PACKAGES),
         },
     )
+    return found if several else found.isel(target=0).rename({"class": "target"})
+
+
+def _autocast(options, device):
+    return torch.autocast(device.type, torch.bfloat16) if options.precision == "bfloat16" else nullcontext()
+
+
+def _batches(model, images, options):
+    if len(images) == 1:
+        return [slice(0, 1)]
+    with output_sizes(model) as sizes, torch.no_grad():
+        model(images[:1])
+    return parts(len(images), sum(sizes), options.bytes(images.device))
+
+
+def _is_flat(maps):
+    spread = maps.max((-2, -1)) - maps.min((-2, -1))
+    return ~(spread > FLAT * np.abs(maps).max((-2, -1)))

@@ -1,0 +1,98 @@
+"""Weights of feature maps without gradients: the score without each (Ablation-CAM), or through each (Score-CAM)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.functional import interpolate
+
+from helpers.explain.cut import Cut
+from helpers.explain.inference import SHARE, largest, logits, parts
+
+
+def ablation_weights(cut: Cut, i: int, targets: torch.Tensor, memory: int = 2**27) -> torch.Tensor:
+    r"""Ablation-CAM: the share of the score that is lost when a feature map is set to zero.
+
+    .. math:: w_f = \frac{s - s_{A^f = 0}}{s}
+
+    The rest of the network runs once per feature map. A negative score turns the signs of all weights around, and
+    hence the map: that is the method's definition. grad-cam 1.5.7 sets a feature map to zero only where the smallest
+    activation of the layer is 0; else it sets it to that minimum less 1e7, unlike the paper.
+
+    Parameters
+    ----------
+    cut : made with replay=True
+    i : which of its images
+    targets : (T,) class indices
+    memory : bytes that a batch may take
+
+    Returns
+    -------
+    (T, F) weights; NaN or infinity for a score of exactly 0
+
+    References
+    ----------
+    .. [1] Desai and Ramaswamy, Ablation-CAM: Visual Explanations for Deep Convolutional Network via Gradient-free
+       Localization, WACV 2020.
+    """
+    whole = cut.activations[i]
+    n = len(whole)
+    scores = []
+    for part in parts(n, SHARE * cut.bytes, memory):
+        channels = torch.arange(part.start, part.stop, device=whole.device)
+        without = whole.repeat(len(channels), 1, 1, 1)
+        without[torch.arange(len(channels), device=whole.device), channels] = 0
+        scores.append(cut.replay(without, i)[:, targets])
+    score = cut.logits[i, targets][:, None]
+    return (score - torch.cat(scores).T.to(score)) / score
+
+
+def masks(activations: torch.Tensor, size) -> torch.Tensor:
+    """Feature maps (F, h, w), each enlarged to (F, H, W) bilinearly, corners on corners, and scaled to [0, 1]."""
+    large = interpolate(activations[None], tuple(size), mode="bilinear", align_corners=True)[0]
+    low, high = large.amin((1, 2), keepdim=True), large.amax((1, 2), keepdim=True)
+    return (large - low) / (high - low + 1e-8)
+
+
+def masked_logits(
+    network: nn.Module, image: torch.Tensor, activations: torch.Tensor, channels: torch.Tensor, memory: int
+) -> torch.Tensor:
+    """Logits (len(channels), K) of an image (1, C, H, W) multiplied with the mask of one feature map at a time."""
+    each = SHARE * largest(network, image)
+    pieces = (channels[part] for part in parts(len(channels), each, memory))
+    return logits(network, (image * masks(activations[piece], image.shape[-2:])[:, None] for piece in pieces))
+
+
+def score_weights(
+    network: nn.Module, image: torch.Tensor, activations: torch.Tensor, targets: torch.Tensor, memory: int = 2**27
+) -> tuple[torch.Tensor, int]:
+    r"""Score-CAM: softmax, over feature maps, of the score that the image has when seen through each of them.
+
+    .. math:: w_f = \frac{e^{s(x \cdot H^f)}}{\sum_k e^{s(x \cdot H^k)}}, \qquad
+              H^f = \frac{U^f - \min U^f}{\max U^f - \min U^f + 10^{-8}}
+
+    with :math:`U^f` the feature map enlarged to the image. Flat feature maps give a black image, scored once.
+
+    Parameters
+    ----------
+    network : of `inference.packed`, (N, C, H, W) -> logits (N, K)
+    image : (1, C, H, W)
+    activations : (F, h, w)
+    targets : (T,) class indices
+    memory : bytes that a batch may take
+
+    Returns
+    -------
+    (T, F) weights that sum to 1 over F, and the number of images scored
+
+    References
+    ----------
+    .. [1] Wang et al., Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks, CVPR workshops
+       2020, arXiv:1910.01279.
+    """
+    flat = activations.amax((1, 2)) == activations.amin((1, 2))
+    wanted = torch.cat([torch.nonzero(~flat)[:, 0], torch.nonzero(flat)[:1, 0]])
+    found = masked_logits(network, image, activations, wanted, memory)[:, targets]
+    scores = found[-1:].repeat(len(flat), 1)
+    scores[wanted] = found
+    return scores.T.softmax(1), len(wanted)
