@@ -9,6 +9,8 @@ from torch.nn.functional import interpolate
 from helpers.explain.cut import Cut
 from helpers.explain.inference import SHARE, largest, logits, parts
 
+IN_CACHE = 2**25  # a replay is so short that the way to main memory counts
+
 
 def ablation_weights(cut: Cut, i: int, targets: torch.Tensor, memory: int = 2**27) -> torch.Tensor:
     r"""Ablation-CAM: the share of the score that is lost when a feature map is set to zero.
@@ -38,10 +40,14 @@ def ablation_weights(cut: Cut, i: int, targets: torch.Tensor, memory: int = 2**2
     whole = cut.activations[i]
     n = len(whole)
     scores = []
-    for part in parts(n, SHARE * cut.bytes, memory):
+    fitting = min(memory, IN_CACHE) if whole.device.type == "cpu" else memory
+    buffer = None  # to ask for the same memory again and again costs more than to fill it
+    for part in parts(n, SHARE * cut.bytes, fitting):
+        if buffer is None:
+            buffer = whole.new_empty((part.stop, *whole.shape)).contiguous(memory_format=torch.channels_last)
         channels = torch.arange(part.start, part.stop, device=whole.device)
-        without = whole.repeat(len(channels), 1, 1, 1)
-        without[torch.arange(len(channels), device=whole.device), channels] = 0
+        without = buffer[: len(channels)].copy_(whole)
+        without[channels - part.start, channels] = 0
         scores.append(cut.replay(without, i)[:, targets])
     score = cut.logits[i, targets][:, None]
     return (score - torch.cat(scores).T.to(score)) / score

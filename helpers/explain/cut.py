@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -46,7 +46,7 @@ class Cut:
     def __init__(self, model: nn.Module, images, layer, gradients: bool = True, replay: bool = False):
         self._model, self._images = model, images
         self.name, self._module = find_layer(model, layer)
-        self._records, kept = {}, []
+        self._records, kept, begin = {}, [], []
 
         def cut(_, inputs, output):
             if kept:
@@ -58,6 +58,7 @@ class Cut:
                 raise ValueError(
                     f"layer {self.name!r}: expected an output (N, F, h, w), got {got}; choose a convolution"
                 )
+            begin.append(len(sizes))
             kept.append(output.detach().clone().requires_grad_(gradients))
             torch.set_grad_enabled(gradients)  # from here on; the no_grad block below restores the caller's setting
             return kept[0].clone()
@@ -74,10 +75,12 @@ class Cut:
             return recorded
 
         recorders = {module: recording(module) for module in self._beside()} if replay else {}
-        with torch.no_grad(), _replaced(recorders), self._module.register_forward_hook(cut):
+        measured = output_sizes(model) if replay else nullcontext([])
+        with torch.no_grad(), measured as sizes, _replaced(recorders), self._module.register_forward_hook(cut):
             self._graph = model(images)
             if not kept:
                 raise ValueError(f"layer {self.name!r} does not run in a forward pass of {type(model).__name__}")
+        self.bytes = max([kept[0][0].numel() * kept[0].element_size(), *sizes[begin[0] :]])
         check_logits(self._graph)
         self._leaf = kept[0]
         self.activations, self.logits = self._leaf.detach(), self._graph.detach()
@@ -122,6 +125,8 @@ class Cut:
 
         records = {} if self._mode == "whole" else self._records
         replaced = {module: remembered(module, record) for module, record in records.items()}
+        if records:
+            replaced[self._module] = lambda *arguments, **options: activations
         like = self._images[image : image + 1]
         images = like if self._mode == "views" else like.expand(n, *like.shape[1:])
         with (
@@ -135,11 +140,9 @@ class Cut:
         twice = self.activations[:1].expand(2, *self.activations.shape[1:])
         for self._mode in ("views", "copies", "whole"):
             try:
-                with output_sizes(self._model) as sizes:
-                    logits = self.replay(twice.clone())
+                logits = self.replay(twice.clone())
             except RuntimeError:
                 continue
-            self.bytes = max(*sizes, twice[0].numel() * twice.element_size())
             if logits.shape[0] == 2 and (logits - self.logits[0]).abs().max() <= SAME * self.logits.abs().max():
                 return
         raise ValueError("model: the same image gave other logits in a second pass; is something in it random?")

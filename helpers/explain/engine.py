@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -214,6 +214,16 @@ _METHODS |= {
 COMPARED = tuple(name for name in _METHODS if name not in METHODS)
 
 
+def is_general(method: str) -> bool:
+    """Whether a method's maps lie on the grid of a layer (general) rather than on the pixels (detailed)."""
+    return _METHODS[_known(method)[0]].kind == "general"
+
+
+def describe(method: str, options: Options) -> str:
+    """The settings that a map of the method hangs on, as JSON."""
+    return options.describe((*_METHODS[method].options, "precision"))
+
+
 def _known(methods):
     methods = (methods,) if isinstance(methods, str) else tuple(methods)
     for method in methods:
@@ -275,7 +285,7 @@ def explain(
         if a name is unknown or an argument does not fit
     """
     methods, options = _known(methods), get_options(settings)
-    check_images(images)
+    check_images(images, options.brightest)
     check_eval(model)
     wanted, several = _as_targets(targets, len(images))
     cams = [method for method in methods if _METHODS[method].kind == "general"]
@@ -304,7 +314,7 @@ def explain(
         values, made = torch.cat(maps[method]).numpy(), _METHODS[method]
         about = {"method": method, "family": made.family, "kind": made.kind, "units": made.units}
         about |= {"layer": name} if method in cams else {}
-        about |= {"settings": options.describe((*made.options, "precision")), "flat": int(_is_flat(values).sum())}
+        about |= {"settings": describe(method, options), "flat": int(_is_flat(values).sum())}
         about |= {"forwards": sum(forwards[method]), "seconds": sum(seconds[method])}
         windows = ("window",) if values.ndim == 5 else ()
         dims = ("image", "target", *windows, *(("row", "column") if method in cams else ("y", "x")))
@@ -319,10 +329,15 @@ def explain(
         {
             "layer": name or "",
             "targets": "predicted" if targets is None else "given",
-            "versions": " ".join(f"{package} {version(package)}" for package in PACKAGES),
+            "versions": _versions(),
         },
     )
     return found if several else found.isel(target=0).rename({"class": "target"})
+
+
+@lru_cache(maxsize=1)
+def _versions():
+    return " ".join(f"{package} {version(package)}" for package in PACKAGES)
 
 
 def _autocast(options, device):

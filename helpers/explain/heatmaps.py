@@ -7,10 +7,11 @@ import torch
 from torch.nn.functional import interpolate
 
 SIGNS = ("positive", "negative", "absolute")
+SCALES = ("max", "min-max")
 FLAT = 1e-6  # a spread below this share of the maximum is rounding error of float32
 
 
-def to_heatmap(cam, size: int | tuple[int, int], sign: str = "positive") -> np.ndarray:
+def to_heatmap(cam, size: int | tuple[int, int], sign: str = "positive", scale: str = "max") -> np.ndarray:
     r"""Keep one sign of a raw map, enlarge it to the image and divide by its maximum.
 
     .. math:: h = U / \max U, \qquad U = \text{bilinear}(\max(M, 0))
@@ -23,6 +24,8 @@ def to_heatmap(cam, size: int | tuple[int, int], sign: str = "positive") -> np.n
     cam : (..., h, w) raw signed maps, array or DataArray
     size : H and W of the picture, or one number for both
     sign : "positive", "negative" or "absolute"
+    scale : "max"; or "min-max", which takes the smallest value off before it divides, as grad-cam does: 0 is then the
+        weakest place of the map and no longer the absence of evidence
 
     Returns
     -------
@@ -32,10 +35,12 @@ def to_heatmap(cam, size: int | tuple[int, int], sign: str = "positive") -> np.n
     Raises
     ------
     ValueError
-        if the sign is unknown, the size not positive, or `cam` has fewer than two dimensions
+        if the sign or the scale is unknown, the size not positive, or `cam` has fewer than two dimensions
     """
     if sign not in SIGNS:
         raise ValueError(f"sign: expected one of {', '.join(SIGNS)}, got {sign!r}")
+    if scale not in SCALES:
+        raise ValueError(f"scale: expected one of {', '.join(SCALES)}, got {scale!r}")
     size = (size, size) if np.ndim(size) == 0 else tuple(size)
     if len(size) != 2 or any(int(side) != side or side < 1 for side in size):
         raise ValueError(f"size: expected a positive whole number or two, (H, W), got {size}")
@@ -48,6 +53,8 @@ def to_heatmap(cam, size: int | tuple[int, int], sign: str = "positive") -> np.n
     largest = part.amax((2, 3), keepdim=True)
     flat = ~(largest - part.amin((2, 3), keepdim=True) > FLAT * largest)
     large = interpolate(part, [int(side) for side in size], mode="bilinear", align_corners=False)
+    if scale == "min-max":
+        large = large - large.amin((2, 3), keepdim=True)
     scaled = torch.where(flat, torch.nan, large / large.amax((2, 3), keepdim=True))
     return scaled.reshape(*cam.shape[:-2], *large.shape[2:]).numpy()
 

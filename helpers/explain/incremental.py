@@ -17,7 +17,7 @@ POINTWISE = {
     functional.dropout, torch.relu, torch.add, operator.add, operator.iadd, operator.sub, operator.mul,
     operator.truediv,
 }  # fmt: skip
-WORTHWHILE = 0.6  # share of a grid up to which a part of it is computed rather than the whole
+WORTHWHILE = 0.85  # share of a grid up to which a part of it is computed rather than the whole
 
 
 class Reach(NamedTuple):
@@ -180,8 +180,8 @@ class Changed:
             inside = [[cut // reach.stride for cut in c] for c, reach in zip(cuts, segment.reach, strict=True)]
             patches, at = _cut_out(found, _less(kept, inside), [side.size for side in sides], len(patches)), kept
         begin = steps[-1][0].nodes[-1] if steps else None
-        whole = (self._values[begin] if steps else self._image).repeat(len(patches), 1, 1, 1)
-        whole = whole.contiguous(memory_format=torch.channels_last)
+        unchanged = self._values[begin] if steps else self._image
+        whole = _empty((len(patches), *unchanged.shape[1:]), unchanged).copy_(unchanged)
         _put_in(whole, patches, at)
         if begin is None:
             return self.network(whole)
@@ -200,9 +200,13 @@ def _less(ones, others):
     return [[a - b for a, b in zip(one, other, strict=True)] for one, other in zip(ones, others, strict=True)]
 
 
+def _empty(shape, like):
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
 def _cut_out(values, at, size, n):
     """Windows (n, C, *size) of values (n or 1, C, H, W)."""
-    made = values.new_empty((n, values.shape[1], *size)).contiguous(memory_format=torch.channels_last)
+    made = _empty((n, values.shape[1], *size), values)
     for i, (y, x) in enumerate(zip(*at, strict=True)):
         made[i] = values[i % len(values), :, y : y + size[0], x : x + size[1]]
     return made

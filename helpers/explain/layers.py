@@ -79,8 +79,8 @@ def last_block(model: nn.Module, images) -> str:
     return outer[-1]
 
 
-def check_images(images) -> None:
-    """Raise a ValueError unless `images` are (N, C, H, W) real numbers in [0, 1], N at least 1, without NaN."""
+def check_images(images, brightest: float = 1.0) -> None:
+    """Raise a ValueError unless `images` are (N, C, H, W) numbers in [0, brightest], N at least 1, without NaN."""
     shape = tuple(getattr(images, "shape", ()))
     if len(shape) != 4 or 0 in shape:
         hint = "; for one image pass image[None]" if len(shape) == 3 else ""
@@ -92,8 +92,9 @@ def check_images(images) -> None:
     if wrong.any():
         raise ValueError(f"images: NaN or infinity in image {wrong.nonzero()[0].item()}")
     low, high = values.amin().item(), values.amax().item()
-    if low < 0 or high > 1:
-        raise ValueError(f"images: values in [{low:.3g}, {high:.3g}], expected [0, 1]; normalise in the model")
+    if low < 0 or high > brightest:
+        expected = f"[0, {brightest:g}]"
+        raise ValueError(f"images: values in [{low:.3g}, {high:.3g}], expected {expected}; normalise in the model")
 
 
 def check_eval(model) -> None:

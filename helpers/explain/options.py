@@ -33,6 +33,7 @@ class Options:
     baseline : of Integrated Gradients and Occlusion: one number, or an array that fits an image (C, H, W)
     samples, noise : of GradientShap: draws, and standard deviation of the noise
     windows, stride : of Occlusion, in pixels of an image that is 224 pixels high; one window or several
+    brightest : largest value that an image may have
     """
 
     memory: int | None = None
@@ -47,6 +48,7 @@ class Options:
     noise: float = 0.09
     windows: int | tuple[int, ...] = (15, 30, 45)
     stride: int = 9
+    brightest: float = 1.0
 
     def scaled(self, length: int, height: int) -> int:
         """A length in pixels of 224 in pixels of an image."""
