@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
 from helpers.explain.cut import Cut
 from helpers.explain.inference import SHARE, largest, logits, parts
+from helpers.explain.sampling import sampled_scores
 
 IN_CACHE = 2**25  # a replay is so short that the way to main memory counts
 
@@ -69,9 +73,23 @@ def masked_logits(
     return logits(network, (image * masks(activations[piece], image.shape[-2:])[:, None] for piece in pieces))
 
 
+class Scored(NamedTuple):
+    """Weights of Score-CAM, and what they cost."""
+
+    weights: torch.Tensor  # (T, F), each row sums to 1
+    images: int  # that were scored
+    error: np.ndarray  # (T,) estimated, as a share of the map; 0 where every feature map was scored
+
+
 def score_weights(
-    network: nn.Module, image: torch.Tensor, activations: torch.Tensor, targets: torch.Tensor, memory: int = 2**27
-) -> tuple[torch.Tensor, int]:
+    network: nn.Module,
+    image: torch.Tensor,
+    activations: torch.Tensor,
+    targets: torch.Tensor,
+    memory: int = 2**27,
+    tolerance: float | None = None,
+    seed: int = 0,
+) -> Scored:
     r"""Score-CAM: softmax, over feature maps, of the score that the image has when seen through each of them.
 
     .. math:: w_f = \frac{e^{s(x \cdot H^f)}}{\sum_k e^{s(x \cdot H^k)}}, \qquad
@@ -86,10 +104,7 @@ def score_weights(
     activations : (F, h, w)
     targets : (T,) class indices
     memory : bytes that a batch may take
-
-    Returns
-    -------
-    (T, F) weights that sum to 1 over F, and the number of images scored
+    tolerance, seed : score only some feature maps, see `sampling.sampled_scores`; None scores all
 
     References
     ----------
@@ -97,8 +112,23 @@ def score_weights(
        2020, arXiv:1910.01279.
     """
     flat = activations.amax((1, 2)) == activations.amin((1, 2))
-    wanted = torch.cat([torch.nonzero(~flat)[:, 0], torch.nonzero(flat)[:1, 0]])
-    found = masked_logits(network, image, activations, wanted, memory)[:, targets]
-    scores = found[-1:].repeat(len(flat), 1)
-    scores[wanted] = found
-    return scores.T.softmax(1), len(wanted)
+    alive, blank = torch.nonzero(~flat)[:, 0], torch.nonzero(flat)[:1, 0]
+    scores = activations.new_empty((len(flat), len(targets)))
+    count, error = len(alive), np.zeros(len(targets))
+
+    def score(channels):
+        return masked_logits(network, image, activations, channels, memory)[:, targets].to(scores)
+
+    if len(blank):
+        scores[flat] = score(blank)
+    if tolerance is None or not count:
+        scores[alive] = score(alive) if count else 0
+    else:
+        maps = activations[alive].flatten(1).double().cpu().numpy()
+        low, high = maps.min(1, keepdims=True), maps.max(1, keepdims=True)
+        found, count, error = sampled_scores(
+            lambda part: score(alive[torch.from_numpy(part).to(alive.device)]).double().cpu().numpy(),
+            (maps - low) / (high - low), maps, tolerance, seed,
+        )  # fmt: skip
+        scores[alive] = torch.from_numpy(found).to(scores)
+    return Scored(scores.T.softmax(1), count + len(blank), error)

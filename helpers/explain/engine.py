@@ -43,7 +43,7 @@ class Work:
 
     def __init__(self, model, images, targets, layer, options: Options, copies: dict, replay: bool):
         self.model, self.images, self.layer, self.options = model, images, layer, options
-        self.memory, self.forwards = options.bytes(images.device), 0
+        self.memory, self.forwards, self.errors = options.bytes(images.device), 0, []
         self._wanted, self._copies, self._replay, self._gradients = targets, copies, replay, {}
 
     @cached_property
@@ -117,9 +117,11 @@ def _score_cam(work):
     def one(i):
         activations = work.cut.activations[i].to(work.images.dtype)
         network, image = work.copy(packed), work.images[i : i + 1]
-        weights, n = score_weights(network, image, activations, work.targets[i], work.memory)
-        work.forwards += n
-        return _weighted(work, i, weights)
+        tolerance, seed = work.options.tolerance, work.options.seed
+        scored = score_weights(network, image, activations, work.targets[i], work.memory, tolerance, seed)
+        work.forwards += scored.images
+        work.errors.extend(scored.error.tolist())
+        return _weighted(work, i, scored.weights)
 
     return work.per_image(one)
 
@@ -194,7 +196,7 @@ _METHODS = {
     "HiResCAM": Method(partial(_own_gradient_cam, GRADIENT_CAMS["HiResCAM"]), "gradient", "general", "logit", _SMOOTH),
     "EigenGrad-CAM": Method(partial(_own_gradient_cam, GRADIENT_CAMS["EigenGrad-CAM"]), "gradient", "general", "logit"),
     "Ablation-CAM": Method(_ablation_cam, "no gradient", "general", "activation", _SMOOTH),
-    "Score-CAM": Method(_score_cam, "no gradient", "general", "activation", ("tolerance", *_SMOOTH)),
+    "Score-CAM": Method(_score_cam, "no gradient", "general", "activation", ("tolerance", "seed", *_SMOOTH)),
     "Saliency": Method(_saliency, "gradient", "detailed", "logit / brightness"),
     "Integrated Gradients": Method(_integrated_gradients, "gradient", "detailed", "logit", ("steps", "baseline")),
     "GradientShap": Method(_gradient_shap, "gradient", "detailed", "logit", ("samples", "noise", "seed")),
@@ -294,7 +296,7 @@ def explain(
         name = last_block(model, images) if layer is None else find_layer(model, layer)[0]
     images = prepare(model, images)
     maps, forwards, seconds = ({method: [] for method in methods} for _ in range(3))
-    used, logits, copies = [], [], {}
+    used, logits, errors, copies = [], [], [], {}
     with _autocast(options, images.device):
         for part in _batches(model, images, options):
             batch = images[part].contiguous(memory_format=torch.channels_last)
@@ -309,6 +311,7 @@ def explain(
                 maps[method].append(_METHODS[method].make(work).detach().cpu())
                 forwards[method].append(work.forwards)
                 seconds[method].append(time.perf_counter() - begin + shared * (method in cams))
+            errors += work.errors
     variables = {}
     for method in methods:
         values, made = torch.cat(maps[method]).numpy(), _METHODS[method]
@@ -316,6 +319,8 @@ def explain(
         about |= {"layer": name} if method in cams else {}
         about |= {"settings": describe(method, options), "flat": int(_is_flat(values).sum())}
         about |= {"forwards": sum(forwards[method]), "seconds": sum(seconds[method])}
+        if errors and method == "Score-CAM":
+            about["estimated_error"] = errors
         windows = ("window",) if values.ndim == 5 else ()
         dims = ("image", "target", *windows, *(("row", "column") if method in cams else ("y", "x")))
         variables[method] = xr.Variable(dims, values, about)

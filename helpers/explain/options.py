@@ -24,7 +24,7 @@ class Options:
     ----------
     memory : bytes that a batch may take; None for 128 MiB on the CPU and 2 GiB on a GPU
     precision : "float32" (the model's own type) or "bfloat16" (autocast of the network; maps are float32)
-    seed : of the draws of GradientShap
+    seed : of the draws of GradientShap, and of the choices of Score-CAM with a tolerance
     eigen_smooth : a CAM is the first principal component of its weighted feature maps instead of their sum
     epsilon : in the denominator of Grad-CAM++
     tolerance : of Score-CAM: None to score the image through every feature map; else the estimated error, as a share

@@ -25,8 +25,8 @@ def mean_heatmap(
 
     with t the identity and a flip, each with the brightness times 0.9, 1 and 1.1 (without `aug_smooth` the identity
     alone), :math:`h_l` the positive part of layer l's map, and every scaling from its minimum to its maximum. No longer
-    raw: signs, and sizes relative to the logit, are lost. grad-cam, where no target is given, takes that of every changed
-    copy; here it is always the one of the image itself.
+    raw: signs, and sizes relative to the logit, are lost. Where no target is given, grad-cam takes that of every
+    changed copy; here it is always the one of the image itself.
 
     Parameters
     ----------

@@ -149,7 +149,7 @@ def _open(groups):
 
 
 def map_costs(settings: Settings) -> pd.DataFrame:
-    """What every stored map cost: architecture, start, layer, method, images, forwards and seconds, summed over batches.
+    """What the stored maps cost: architecture, start, layer, method, images, forwards, seconds; summed over batches.
 
     Forwards are images that passed the whole network, seconds those of one thread.
     """
