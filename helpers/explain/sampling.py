@@ -26,7 +26,8 @@ def sampled_scores(
     each other and others drawn at random; each further round scores those with the largest expected effect on the map,
     :math:`w_f \sigma_f \lVert A^f - M \rVert`, and as many drawn at random. The estimated error of the map is
 
-    .. math:: e = 2 c \sqrt{\textstyle\sum_{f,g} w_f w_g \Sigma_{fg} (A^f - M) \cdot (A^g - M)} \Big/ \lVert M \rVert
+    .. math:: e = 2 c \sqrt{\textstyle\sum_{f,g} w_f w_g (e^{\Sigma_{fg}} - 1) (A^f - M) \cdot (A^g - M)}
+              \Big/ \lVert M \rVert
 
     over the maps not scored, with the weights w, the map M and the predictions' covariance :math:`\Sigma`. The factor
     c, at least 1, is how many standard deviations the last round's scores lay from what had been predicted for them.
@@ -52,17 +53,17 @@ def sampled_scores(
         rest = np.setdiff1d(np.arange(n), scored)
         refit = kernels is None or len(scored) <= REFITS * size
         kernels, means, covariances = _predict(masks[scored], found, masks[rest], kernels, refit)
+        deviations = np.sqrt([c.diagonal() for c in covariances]).T
         scores = np.empty((n, found.shape[1]))
-        scores[scored], scores[rest] = found, means
+        scores[scored], scores[rest] = found, means + deviations**2 / 2  # the mean of exp(score) is that of exp(this)
         weights = softmax(scores, axis=0)
         away = [maps[rest] - w @ maps for w in weights.T]
         effects = [w[rest, None] * a for w, a in zip(weights.T, away, strict=True)]
-        spread = [np.einsum("fp,fg,gp->", e, c, e) for e, c in zip(effects, covariances, strict=True)]
+        spread = [np.einsum("fp,fg,gp->", e, np.expm1(c), e) for e, c in zip(effects, covariances, strict=True)]
         norms = [np.linalg.norm(w @ maps) for w in weights.T]
         errors = DEVIATIONS * factor * np.sqrt(np.maximum(spread, 0)) / np.maximum(norms, np.finfo(float).tiny)
         if errors.max() <= tolerance:
             return scores, len(scored), errors
-        deviations = np.sqrt([c.diagonal() for c in covariances]).T
         gains = deviations * np.linalg.norm(effects, axis=2).T
         best = np.argsort(-(gains / gains.sum(0)).max(1), kind="stable")[: size - size // 2]
         chosen = np.r_[best, rng.choice(np.setdiff1d(np.arange(len(rest)), best), size // 2, replace=False)]
