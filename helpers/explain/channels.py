@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from helpers.explain.cut import Cut
-from helpers.explain.inference import SHARE, largest, logits, parts
+from helpers.explain.inference import CACHED, SHARE, in_cache, largest, logits, parts
 from helpers.explain.sampling import sampled_scores
 
-IN_CACHE = 2**25  # a replay is so short that the way to main memory counts
+TAIL_CACHED = 2**25  # bytes of a batch of replays on the CPU, which are so short that the way to main memory counts
 
 
-def ablation_weights(cut: Cut, i: int, targets: torch.Tensor, memory: int = 2**27) -> torch.Tensor:
+def ablation_weights(cut: Cut, i: int, targets: torch.Tensor, memory: int = 2**28) -> torch.Tensor:
     r"""Ablation-CAM: the share of the score that is lost when a feature map is set to zero.
 
     .. math:: w_f = \frac{s - s_{A^f = 0}}{s}
@@ -44,7 +44,7 @@ def ablation_weights(cut: Cut, i: int, targets: torch.Tensor, memory: int = 2**2
     whole = cut.activations[i]
     n = len(whole)
     scores = []
-    fitting = min(memory, IN_CACHE) if whole.device.type == "cpu" else memory
+    fitting = in_cache(memory, TAIL_CACHED, whole.device)
     buffer = None  # to ask for the same memory again and again costs more than to fill it
     for part in parts(n, SHARE * cut.bytes, fitting):
         if buffer is None:
@@ -69,7 +69,8 @@ def masked_logits(
 ) -> torch.Tensor:
     """Logits (len(channels), K) of an image (1, C, H, W) multiplied with the mask of one feature map at a time."""
     each = SHARE * largest(network, image)
-    pieces = (channels[part] for part in parts(len(channels), each, memory))
+    fitting = in_cache(memory, CACHED, image.device)
+    pieces = (channels[part] for part in parts(len(channels), each, fitting))
     return logits(network, (image * masks(activations[piece], image.shape[-2:])[:, None] for piece in pieces))
 
 
@@ -86,7 +87,7 @@ def score_weights(
     image: torch.Tensor,
     activations: torch.Tensor,
     targets: torch.Tensor,
-    memory: int = 2**27,
+    memory: int = 2**28,
     tolerance: float | None = None,
     seed: int = 0,
 ) -> Scored:

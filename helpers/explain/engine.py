@@ -19,7 +19,7 @@ from helpers.explain.cams import GRADIENT_CAMS, first_component, total
 from helpers.explain.channels import ablation_weights, score_weights
 from helpers.explain.cut import Cut
 from helpers.explain.heatmaps import FLAT
-from helpers.explain.inference import folded, output_sizes, packed, parts
+from helpers.explain.inference import output_sizes, packed, parts
 from helpers.explain.layers import check_eval, check_images, check_logits, find_layer, last_block, prepare
 from helpers.explain.occlusion import occlusion
 from helpers.explain.options import Options, get_options
@@ -41,7 +41,7 @@ class Method(NamedTuple):
 class Work:
     """N images with T targets each, and what the methods need of the network, made once when it is first asked for."""
 
-    def __init__(self, model, images, targets, layer, options: Options, copies: dict, replay: bool):
+    def __init__(self, model, images, targets, layer, options: Options, copies: list, replay: bool):
         self.model, self.images, self.layer, self.options = model, images, layer, options
         self.memory, self.forwards, self.errors = options.bytes(images.device), 0, []
         self._wanted, self._copies, self._replay, self._gradients = targets, copies, replay, {}
@@ -75,11 +75,12 @@ class Work:
             self._gradients[t] = self.cut.gradients(self.targets[:, t])
         return self._gradients[t]
 
-    def copy(self, make) -> nn.Module:
-        """The network made ready by `inference.packed` or `folded`; shared by all batches."""
-        if make not in self._copies:
-            self._copies[make] = make(self.model, self.images)
-        return self._copies[make]
+    @property
+    def network(self) -> nn.Module:
+        """The network made ready for forward passes; shared by all batches."""
+        if not self._copies:
+            self._copies.append(packed(self.model, self.images))
+        return self._copies[0]
 
     @property
     def combine(self):
@@ -116,7 +117,7 @@ def _ablation_cam(work):
 def _score_cam(work):
     def one(i):
         activations = work.cut.activations[i].to(work.images.dtype)
-        network, image = work.copy(packed), work.images[i : i + 1]
+        network, image = work.network, work.images[i : i + 1]
         tolerance, seed = work.options.tolerance, work.options.seed
         scored = score_weights(network, image, activations, work.targets[i], work.memory, tolerance, seed)
         work.forwards += scored.images
@@ -131,15 +132,15 @@ def _saliency(work):
     return work.per_target(lambda t: attributions.saliency(work.model, work.images, work.targets[:, t]))
 
 
-def _graph_bytes(work, network):
-    with output_sizes(network) as sizes, torch.no_grad():
-        network(work.images[:1])
+def _graph_bytes(work):
+    with output_sizes(work.model) as sizes, torch.no_grad():
+        work.model(work.images[:1])
     return max(1, sum(sizes))
 
 
 def _integrated_gradients(work):
-    network, steps = work.copy(folded), work.options.steps
-    batch = max(1, work.memory // _graph_bytes(work, network))
+    network, steps = work.model, work.options.steps
+    batch = max(1, work.memory // _graph_bytes(work))
     baseline = torch.as_tensor(work.options.baseline).to(work.images)
     baseline = baseline.item() if baseline.dim() == 0 else baseline.expand(work.images.shape)
     work.forwards += work.targets.numel() * steps
@@ -149,8 +150,8 @@ def _integrated_gradients(work):
 
 
 def _gradient_shap(work):
-    network, options = work.copy(folded), work.options
-    batch = max(1, work.memory // _graph_bytes(work, network))
+    network, options = work.model, work.options
+    batch = max(1, work.memory // _graph_bytes(work))
     draws = {"samples": options.samples, "noise": options.noise, "seed": options.seed, "batch": batch}
     work.forwards += work.targets.numel() * options.samples
 
@@ -163,7 +164,7 @@ def _gradient_shap(work):
 
 
 def _occlusion(work):
-    network, options, height = work.copy(packed), work.options, work.images.shape[-2]
+    network, options, height = work.network, work.options, work.images.shape[-2]
     windows = [options.windows] if isinstance(options.windows, int) else options.windows
 
     def one(i, window):
@@ -296,7 +297,7 @@ def explain(
         name = last_block(model, images) if layer is None else find_layer(model, layer)[0]
     images = prepare(model, images)
     maps, forwards, seconds = ({method: [] for method in methods} for _ in range(3))
-    used, logits, errors, copies = [], [], [], {}
+    used, logits, errors, copies = [], [], [], []
     with _autocast(options, images.device):
         for part in _batches(model, images, options):
             batch = images[part].contiguous(memory_format=torch.channels_last)

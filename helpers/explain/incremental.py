@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from helpers.explain.inference import SAME, SHARE, Packed, largest, parts
+from helpers.explain.inference import CACHED, SAME, SHARE, Packed, in_cache, largest, parts
 
 WINDOWS = (Packed, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 POINTWISE = {
@@ -138,7 +138,7 @@ class Changed:
         with torch.inference_mode():
             found = [
                 self._pass(steps, patches[part], (rows[part], columns[part]), part)
-                for part in parts(len(patches), each, self.memory)
+                for part in parts(len(patches), each, in_cache(self.memory, CACHED, self._image.device))
             ]
         return torch.cat(found)
 

@@ -11,6 +11,7 @@ from torch.fx.experimental.optimization import fuse
 from torch.nn import functional
 
 SAME = 1e-4  # a prepared network must give the same logits up to this share of the largest one
+CACHED = 2**27  # bytes of a batch of forward passes on the CPU
 SHARE = 6  # a forward pass holds about this many tensors of its largest size at once
 FUSED = {nn.ReLU: ("relu", []), nn.ReLU6: ("hardtanh", [0.0, 6.0]), functional.relu: ("relu", [])}
 
@@ -98,6 +99,8 @@ def output_sizes(model: nn.Module):
 
     def note(_, inputs, output):
         if isinstance(output, torch.Tensor) and output.dim() and len(output):
+            if any(isinstance(value, torch.Tensor) and value.data_ptr() == output.data_ptr() for value in inputs):
+                return  # computed in place
             sizes.append(output.element_size() * output.numel() // len(output))
 
     with ExitStack() as hooks:
@@ -112,6 +115,11 @@ def largest(model: nn.Module, images: torch.Tensor) -> int:
     with output_sizes(model) as sizes, torch.inference_mode():
         model(images[:1])
     return max(sizes)
+
+
+def in_cache(memory: int, size: int, device: torch.device) -> int:
+    """On the CPU at most `size` of the memory: larger batches would only wait for it."""
+    return min(memory, size) if device.type == "cpu" else memory
 
 
 def parts(n: int, bytes_each: int, memory: int) -> Iterator[slice]:

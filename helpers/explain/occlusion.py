@@ -15,7 +15,7 @@ def occlusion(
     window: int,
     stride: int,
     baseline: float | torch.Tensor = 0.0,
-    memory: int = 2**27,
+    memory: int = 2**28,
 ) -> tuple[torch.Tensor, int]:
     r"""Mean loss of the logit over the windows that cover a pixel.
 

@@ -13,7 +13,7 @@ from helpers.settings import closest
 
 PRECISIONS = ("float32", "bfloat16")
 REFERENCE_HEIGHT = 224
-MEMORY = {"cpu": 2**27, "cuda": 2**31}
+MEMORY = {"cpu": 2**28, "cuda": 2**31}
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Options:
 
     Parameters
     ----------
-    memory : bytes that a batch may take; None for 128 MiB on the CPU and 2 GiB on a GPU
+    memory : bytes that a batch may take; None for 256 MiB on the CPU and 2 GiB on a GPU
     precision : "float32" (the model's own type) or "bfloat16" (autocast of the network; maps are float32)
     seed : of the draws of GradientShap, and of the choices of Score-CAM with a tolerance
     eigen_smooth : a CAM is the first principal component of its weighted feature maps instead of their sum
