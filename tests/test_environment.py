@@ -49,7 +49,7 @@ def imported_packages():
         for node in ast.walk(ast.parse(source)):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-            for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"helpers"}:
+            for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"helpers", "tests"}:
                 found.setdefault(frozenset(map(canonicalize_name, known.get(name, [name]))), path.name)
     return found
 

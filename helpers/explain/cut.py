@@ -89,9 +89,10 @@ class Cut:
         if replay:
             self._choose_mode()
 
+    @torch.inference_mode(False)
     def gradients(self, targets: torch.Tensor) -> torch.Tensor:
         """Gradients (N, F, h, w) of the logit of one target per image, (N,), at the layer."""
-        score, gradients = self._graph.gather(1, targets[:, None]).sum(), None
+        score, gradients = self._graph.gather(1, targets.clone()[:, None]).sum(), None
         if score.requires_grad:
             (gradients,) = torch.autograd.grad(score, [self._leaf], retain_graph=True, allow_unused=True)
         if gradients is None:
