@@ -9,10 +9,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from helpers.explain.inference import output_sizes
+from helpers.explain.inference import SAME, output_sizes
 from helpers.explain.layers import check_logits, find_layer
-
-SAME = 1e-4  # a replay must give back the logits up to this share of the largest one
 
 
 class Cut:
