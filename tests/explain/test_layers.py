@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torchvision import models
 
+from helpers.explain.cut import Cut
 from helpers.explain.layers import check_eval, check_images, check_logits, find_layer, last_block, prepare
 from helpers.models.classifiers import STAGES
-
 from tests.explain.networks import images, network, small
 
 
@@ -28,10 +28,7 @@ def test_strides_name_the_stages(architecture):
     model = network(architecture)
     for stride, name in STAGES[architecture].items():
         assert find_layer(model, stride) == (name, model.get_submodule(name))
-        sizes = []
-        with model.get_submodule(name).register_forward_hook(lambda _, inputs, output: sizes.append(output.shape)):
-            model(images(1, 128))
-        assert sizes[0][-2:] == (128 // stride, 128 // stride)
+        assert Cut(model, images(1, 128), stride).activations.shape[-2:] == (128 // stride, 128 // stride)
 
 
 def test_strides_of_other_networks_of_a_family():

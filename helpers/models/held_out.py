@@ -16,7 +16,7 @@ from helpers.settings import Settings
 
 
 @dataclass(frozen=True)
-class Tested:
+class HeldOut:
     """N test images of K classes, and the network of their fold.
 
     Attributes
@@ -61,11 +61,11 @@ class Tested:
         )
 
 
-def tested(settings: Settings, architecture: str, fold: int = 0) -> Tested:
+def held_out(settings: Settings, architecture: str, fold: int = 0) -> HeldOut:
     """Train the network of a fold if it is not there yet, and let it classify the test images of that fold."""
     cv.train_folds(settings, folds=[fold])
     model, study = cv.load_fold(settings, architecture, fold), cv.study_of(settings)
     which = split(make_folds(study, settings.n_folds, settings.seed), fold)["test"]
     images = study.images(settings.image_size, which)
     layer_maps = study.layer_maps(settings.image_size, which)
-    return Tested(model, study, which, images, study.labels[which], layer_maps, predict(model, images))
+    return HeldOut(model, study, which, images, study.labels[which], layer_maps, predict(model, images))

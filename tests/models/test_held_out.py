@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from helpers.models import cross_validation as cv
-from helpers.models.tested import tested
+from helpers.models.held_out import held_out
 from helpers.settings import get_settings
 
 
@@ -17,7 +17,7 @@ def settings(tmp_path_factory):
 
 
 def test_a_network_and_the_images_it_has_not_seen(settings, capsys):
-    found = tested(settings, "mobilenet_v2", fold=1)
+    found = held_out(settings, "mobilenet_v2", fold=1)
     study = cv.study_of(settings)
     assert "1 to train: nothing there (1)" in capsys.readouterr().out
     assert found.images.shape == (8, 3, 32, 32) and found.layer_maps.shape == (8, 32, 32)
@@ -32,7 +32,7 @@ def test_a_network_and_the_images_it_has_not_seen(settings, capsys):
 
 
 def test_the_surest_image_of_each_class(settings):
-    found = tested(settings, "mobilenet_v2", fold=1)
+    found = held_out(settings, "mobilenet_v2", fold=1)
     assert found.labels[found.surest].tolist() == [0, 1, 2, 3]
     for k, i in enumerate(found.surest):
         assert found.probs[i, k] == found.probs[found.labels == k, k].max()
