@@ -137,13 +137,17 @@ class Cut:
 
     def _choose_mode(self):
         twice = self.activations[:1].expand(2, *self.activations.shape[1:])
+        failure = None
         for self._mode in ("views", "copies", "whole"):
             try:
                 logits = self.replay(twice.clone())
-            except RuntimeError:
+            except RuntimeError as error:
+                failure = error
                 continue
             if logits.shape[0] == 2 and (logits - self.logits[0]).abs().max() <= SAME * self.logits.abs().max():
                 return
+        if failure is not None:
+            raise failure
         raise ValueError("model: the same image gave other logits in a second pass; is something in it random?")
 
     def _beside(self):

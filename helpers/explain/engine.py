@@ -295,10 +295,10 @@ def explain(
     name = None
     if cams:
         name = last_block(model, images) if layer is None else find_layer(model, layer)[0]
-    images = prepare(model, images)
     maps, forwards, seconds = ({method: [] for method in methods} for _ in range(3))
     used, logits, errors, copies = [], [], [], []
-    with _autocast(options, images.device):
+    with torch.inference_mode(False), torch.enable_grad(), _autocast(options, model):
+        images = prepare(model, images)
         for part in _batches(model, images, options):
             batch = images[part].contiguous(memory_format=torch.channels_last)
             own = None if wanted is None else wanted[part]
@@ -346,8 +346,9 @@ def _versions():
     return " ".join(f"{package} {version(package)}" for package in PACKAGES)
 
 
-def _autocast(options, device):
-    return torch.autocast(device.type, torch.bfloat16) if options.precision == "bfloat16" else nullcontext()
+def _autocast(options, model):
+    device = next(model.parameters(), torch.empty(0)).device.type
+    return torch.autocast(device, torch.bfloat16) if options.precision == "bfloat16" else nullcontext()
 
 
 def _batches(model, images, options):

@@ -52,11 +52,22 @@ def to_heatmap(cam, size: int | tuple[int, int], sign: str = "positive", scale: 
     part = part.reshape(-1, 1, *cam.shape[-2:])
     largest = part.amax((2, 3), keepdim=True)
     flat = ~(largest - part.amin((2, 3), keepdim=True) > FLAT * largest)
-    large = interpolate(part, [int(side) for side in size], mode="bilinear", align_corners=False)
+    large = _enlarged(part, size)
     if scale == "min-max":
         large = large - large.amin((2, 3), keepdim=True)
     scaled = torch.where(flat, torch.nan, large / large.amax((2, 3), keepdim=True))
     return scaled.reshape(*cam.shape[:-2], *large.shape[2:]).numpy()
+
+
+def _enlarged(maps, size):
+    return interpolate(maps, [int(side) for side in size], mode="bilinear", align_corners=False)
+
+
+def enlarge(heatmap, size: tuple[int, int]) -> np.ndarray:
+    """Heat maps (..., h, w) bilinearly at another size, (..., H, W), without a new scale; NaN stays NaN."""
+    values = torch.from_numpy(np.array(heatmap))
+    large = _enlarged(values.reshape(-1, 1, *values.shape[-2:]), size)
+    return large.reshape(*values.shape[:-2], *large.shape[2:]).numpy()
 
 
 def is_flat(heatmap) -> np.ndarray:

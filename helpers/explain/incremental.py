@@ -169,7 +169,7 @@ class Changed:
             each.append(share * max(self._bytes[node] for node in segment.nodes))
         if isinstance(self.network, fx.GraphModule):
             done = {node for segment, *_ in steps for node in (segment.begin, *segment.nodes)}
-            each.append(max(size for node, size in self._bytes.items() if node not in done))
+            each.append(max((size for node, size in self._bytes.items() if node not in done), default=0))
         else:
             each.append(largest(self.network, self._image))
         return steps, int(SHARE * max(each))

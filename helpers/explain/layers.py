@@ -117,4 +117,5 @@ def check_logits(logits) -> None:
 def prepare(model, images) -> torch.Tensor:
     """Images as a tensor of the model's device and floating-point type."""
     like = next(model.parameters(), torch.empty(0))
-    return torch.as_tensor(images).to(like.device, like.dtype)
+    images = torch.as_tensor(images).to(like.device, like.dtype)
+    return images.clone() if images.is_inference() else images

@@ -89,7 +89,7 @@ def get_options(settings: dict) -> Options:
         "samples": not _whole(options.samples),
         "noise": not options.noise >= 0,
         "windows": not windows or not all(map(_whole, windows)) or len(set(windows)) < len(windows),
-        "stride": not _whole(options.stride) or options.stride > min(windows),
+        "stride": not _whole(options.stride) or options.stride > min(windows, default=0),
     }
     for name in filter(wrong.get, wrong):
         expected = {

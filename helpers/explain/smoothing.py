@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from helpers.explain.engine import explain
-from helpers.explain.heatmaps import to_heatmap
+from helpers.explain.heatmaps import enlarge, to_heatmap
 from helpers.explain.layers import check_images, prepare
 
 FLIPS, FACTORS = (False, True), (0.9, 1.0, 1.1)
@@ -52,7 +52,7 @@ def mean_heatmap(
         parts = []
         for layer in layers:
             found = explain(model, copy, method, targets, layer, brightest=max(FACTORS), **settings)[method]
-            parts.append(to_heatmap(found, copy.shape[-2:], scale="min-max"))
+            parts.append(enlarge(to_heatmap(found, found.shape[-2:], scale="min-max"), copy.shape[-2:]))
         heatmap = to_heatmap(_mean(parts), copy.shape[-2:], scale="min-max")
         heatmaps.append(heatmap[..., ::-1] if flipped else heatmap)
     return _mean(heatmaps).astype(np.float32)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from helpers.explain.heatmaps import is_flat, to_heatmap, to_mask
+from helpers.explain.heatmaps import enlarge, is_flat, to_heatmap, to_mask
 
 CAM = np.array([[4.0, 0.0], [-8.0, 2.0]])
 
@@ -54,6 +54,18 @@ def test_flat_maps_are_nan_and_counted():
     assert is_flat(heatmaps).tolist() == [True, False, True, True, True, True]
     assert not np.isnan(heatmaps[1]).any()
     assert not is_flat(to_heatmap(negative, 6, "negative"))
+
+
+def test_min_max_takes_the_smallest_value_off():
+    assert to_heatmap(np.array([[4.0, 1.0], [2.0, 3.0]]), 2, scale="min-max").tolist() == [[1, 0], [1 / 3, 2 / 3]]
+    assert to_heatmap(CAM, 2, scale="min-max").tolist() == [[1, 0], [0, 0.5]]
+    with pytest.raises(ValueError, match="scale: expected one of max, min-max"):
+        to_heatmap(CAM, 2, scale="sum")
+
+
+def test_enlarging_keeps_the_scale():
+    assert enlarge(np.array([[[0.0, 0.5]]]), (1, 4)).tolist() == [[[0, 0.125, 0.375, 0.5]]]
+    assert np.isnan(enlarge(np.full((2, 3, 3), np.nan), (6, 6))).all()
 
 
 def test_mask():
