@@ -6,7 +6,7 @@ READY := .venv/ready
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install notebooks test lab update lock clean
+.PHONY: help install notebooks test lab update benchmark lock clean
 
 help: ## print this list
 	@grep -E '^[a-z]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -25,6 +25,9 @@ lab: $(READY) ## open the notebooks in JupyterLab
 
 update: $(READY) ## run every notebook and store what it printed in notebooks/
 	$(BIN)/python -m helpers.run --update
+
+benchmark: $(READY) ## measure speed and memory beside grad-cam and captum, into README.md (about an hour)
+	$(BIN)/python benchmarks/explain.py
 
 lock: ## resolve the dependencies afresh and write their versions to constraints.txt
 	@$(call check_python)

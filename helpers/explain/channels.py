@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from helpers.explain.cut import Cut
-from helpers.explain.inference import CACHED, SHARE, in_cache, largest, logits, parts
+from helpers.explain.inference import CACHED, SHARE, gathered, in_cache, largest, parts
 from helpers.explain.sampling import sampled_scores
 
 TAIL_CACHED = 2**25  # bytes of a batch of replays on the CPU, which are so short that the way to main memory counts
@@ -43,18 +43,18 @@ def ablation_weights(cut: Cut, i: int, targets: torch.Tensor, memory: int = 2**2
     """
     whole = cut.activations[i]
     n = len(whole)
-    scores = []
-    fitting = in_cache(memory, TAIL_CACHED, whole.device)
-    buffer = None  # to ask for the same memory again and again costs more than to fill it
-    for part in parts(n, SHARE * cut.bytes, fitting):
-        if buffer is None:
-            buffer = whole.new_empty((part.stop, *whole.shape)).contiguous(memory_format=torch.channels_last)
-        channels = torch.arange(part.start, part.stop, device=whole.device)
-        without = buffer[: len(channels)].copy_(whole)
-        without[channels - part.start, channels] = 0
-        scores.append(cut.replay(without, i)[:, targets])
-    score = cut.logits[i, targets][:, None]
-    return (score - torch.cat(scores).T.to(score)) / score
+    pieces = list(parts(n, SHARE * cut.bytes, in_cache(memory, TAIL_CACHED, whole.device)))
+    # to ask for the same memory again and again costs more than to fill it
+    buffer = whole.new_empty((pieces[0].stop, *whole.shape)).contiguous(memory_format=torch.channels_last)
+
+    def without(piece):
+        channels = torch.arange(piece.start, piece.stop, device=whole.device)
+        ablated = buffer[: len(channels)].copy_(whole)
+        ablated[channels - piece.start, channels] = 0
+        return cut.replay(ablated, i)[:, targets]
+
+    scores, score = gathered(map(without, pieces), n), cut.logits[i, targets][:, None]
+    return (score - scores.T.to(score)) / score
 
 
 def masks(activations: torch.Tensor, size) -> torch.Tensor:
@@ -68,10 +68,15 @@ def masked_logits(
     network: nn.Module, image: torch.Tensor, activations: torch.Tensor, channels: torch.Tensor, memory: int
 ) -> torch.Tensor:
     """Logits (len(channels), K) of an image (1, C, H, W) multiplied with the mask of one feature map at a time."""
-    each = SHARE * largest(network, image)
-    fitting = in_cache(memory, CACHED, image.device)
-    pieces = (channels[part] for part in parts(len(channels), each, fitting))
-    return logits(network, (image * masks(activations[piece], image.shape[-2:])[:, None] for piece in pieces))
+    each = SHARE * max(largest(network, image), image.numel() * image.element_size())
+    pieces = parts(len(channels), each, in_cache(memory, CACHED, image.device))
+
+    def seen_through(piece):
+        masked = image * masks(activations[channels[piece]], image.shape[-2:])[:, None]
+        return network(masked.contiguous(memory_format=torch.channels_last)).float()
+
+    with torch.inference_mode():
+        return gathered(map(seen_through, pieces), len(channels))
 
 
 class Scored(NamedTuple):

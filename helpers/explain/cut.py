@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from helpers.explain.inference import SAME, output_sizes
 from helpers.explain.layers import check_logits, find_layer
@@ -67,7 +67,7 @@ class Cut:
             def recorded(*arguments, **options):
                 output = forward(*arguments, **options)
                 if not kept:
-                    self._records.setdefault(module, []).append(tree_map(_clone, output))
+                    self._records.setdefault(module, []).append(_map(torch.clone, output))
                 return output
 
             return recorded
@@ -111,13 +111,13 @@ class Cut:
 
             def replayed(*arguments, **options):
                 for record in waiting:
-                    return tree_map(spread, record)
+                    return _map(spread, record)
                 return forward(*arguments, **options)
 
             return replayed
 
         def spread(value):
-            if not isinstance(value, torch.Tensor) or not value.dim() or len(value) != len(self._images):
+            if not value.dim() or len(value) != len(self._images):
                 return value
             wide = value[image : image + 1].expand(n, *value.shape[1:])
             return wide.clone() if self._mode == "copies" else wide
@@ -173,5 +173,6 @@ def _replaced(forwards: Mapping[nn.Module, Callable]):
                 module.__dict__.pop("forward", None)
 
 
-def _clone(value):
-    return value.clone() if isinstance(value, torch.Tensor) else value
+def _map(function, value):
+    """A tensor, or every tensor inside lists, tuples and dicts, changed by a function."""
+    return function(value) if isinstance(value, torch.Tensor) else tree_map_only(torch.Tensor, function, value)

@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from helpers.explain.inference import CACHED, SAME, SHARE, Packed, in_cache, largest, parts
+from helpers.explain.inference import CACHED, SAME, SHARE, Packed, gathered, in_cache, largest, parts
 
 WINDOWS = (Packed, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 POINTWISE = {
@@ -136,11 +136,9 @@ class Changed:
             self._check(patches[:1], rows[:1], columns[:1])
         steps, each = self._plan(patches.shape[-2:], rows, columns)
         with torch.inference_mode():
-            found = [
-                self._pass(steps, patches[part], (rows[part], columns[part]), part)
-                for part in parts(len(patches), each, in_cache(self.memory, CACHED, self._image.device))
-            ]
-        return torch.cat(found)
+            pieces = parts(len(patches), each, in_cache(self.memory, CACHED, self._image.device))
+            found = (self._pass(steps, patches[part], (rows[part], columns[part]), part) for part in pieces)
+            return gathered(found, len(patches))
 
     def _check(self, *patch):
         """Do without the segments if they give other logits than the whole network."""

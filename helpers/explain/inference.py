@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -128,7 +128,16 @@ def parts(n: int, bytes_each: int, memory: int) -> Iterator[slice]:
     return (slice(start, min(n, start + size)) for start in range(0, n, size))
 
 
-def logits(network: Callable, batches) -> torch.Tensor:
-    """Logits (sum of B, K) of batches of images (B, C, H, W), without gradients."""
-    with torch.inference_mode():
-        return torch.cat([network(batch.contiguous(memory_format=torch.channels_last)).float() for batch in batches])
+def gathered(batches: Iterable[torch.Tensor], n: int) -> torch.Tensor:
+    """Results (n, ...) that come in batches (B, ...), copied into one tensor as they come.
+
+    A list of them would pin small pieces of memory between the large ones of the forward passes, and the process would
+    grow with every batch.
+    """
+    whole, done = None, 0
+    for batch in batches:
+        if whole is None:
+            whole = batch.new_empty((n, *batch.shape[1:]))
+        whole[done : done + len(batch)] = batch
+        done += len(batch)
+    return whole
