@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from helpers.explain.cut import Cut
-from helpers.explain.inference import CACHED, SHARE, gathered, in_cache, largest, parts
+from helpers.explain.inference import CACHED, SHARE, gathered, in_cache, largest
 from helpers.explain.sampling import sampled_scores
 
 TAIL_CACHED = 2**25  # bytes of a batch of replays on the CPU, which are so short that the way to main memory counts
@@ -43,17 +43,19 @@ def ablation_weights(cut: Cut, i: int, targets: torch.Tensor, memory: int = 2**2
     """
     whole = cut.activations[i]
     n = len(whole)
-    pieces = list(parts(n, SHARE * cut.bytes, in_cache(memory, TAIL_CACHED, whole.device)))
+    each, fitting = SHARE * cut.bytes, in_cache(memory, TAIL_CACHED, whole.device)
     # to ask for the same memory again and again costs more than to fill it
-    buffer = whole.new_empty((pieces[0].stop, *whole.shape)).contiguous(memory_format=torch.channels_last)
+    buffer = whole.new_empty((min(n, max(1, fitting // each)), *whole.shape)).contiguous(
+        memory_format=torch.channels_last
+    )
 
-    def without(piece):
-        channels = torch.arange(piece.start, piece.stop, device=whole.device)
-        ablated = buffer[: len(channels)].copy_(whole)
-        ablated[channels - piece.start, channels] = 0
+    def without(part):
+        channels = torch.arange(part.start, part.stop, device=whole.device)
+        ablated = buffer.copy_(whole)
+        ablated[channels - part.start, channels] = 0
         return cut.replay(ablated, i)[:, targets]
 
-    scores, score = gathered(map(without, pieces), n), cut.logits[i, targets][:, None]
+    scores, score = gathered(without, n, each, fitting), cut.logits[i, targets][:, None]
     return (score - scores.T.to(score)) / score
 
 
@@ -69,14 +71,13 @@ def masked_logits(
 ) -> torch.Tensor:
     """Logits (len(channels), K) of an image (1, C, H, W) multiplied with the mask of one feature map at a time."""
     each = SHARE * max(largest(network, image), image.numel() * image.element_size())
-    pieces = parts(len(channels), each, in_cache(memory, CACHED, image.device))
 
-    def seen_through(piece):
-        masked = image * masks(activations[channels[piece]], image.shape[-2:])[:, None]
+    def seen_through(part):
+        masked = image * masks(activations[channels[part]], image.shape[-2:])[:, None]
         return network(masked.contiguous(memory_format=torch.channels_last)).float()
 
     with torch.inference_mode():
-        return gathered(map(seen_through, pieces), len(channels))
+        return gathered(seen_through, len(channels), each, in_cache(memory, CACHED, image.device))
 
 
 class Scored(NamedTuple):

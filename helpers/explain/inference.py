@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -128,16 +128,19 @@ def parts(n: int, bytes_each: int, memory: int) -> Iterator[slice]:
     return (slice(start, min(n, start + size)) for start in range(0, n, size))
 
 
-def gathered(batches: Iterable[torch.Tensor], n: int) -> torch.Tensor:
-    """Results (n, ...) that come in batches (B, ...), copied into one tensor as they come.
+def gathered(compute: Callable[[slice], torch.Tensor], n: int, bytes_each: int, memory: int) -> torch.Tensor:
+    """Results (n, ...) of `compute`, which is given as many of n things at a time as fit into the memory.
 
-    A list of them would pin small pieces of memory between the large ones of the forward passes, and the process would
-    grow with every batch.
+    Every batch has the same size, so that a kernel is prepared for one shape only: the last one begins early and repeats
+    a few. Results are copied into one tensor as they come; a list of them would pin small pieces of memory between the
+    large ones of the forward passes, and the process would grow with every batch.
     """
-    whole, done = None, 0
-    for batch in batches:
+    whole = None
+    for part in parts(n, bytes_each, memory):
+        size = min(n, max(1, memory // max(1, bytes_each)))
+        part = slice(part.stop - size if part.stop == n else part.start, part.stop)
+        batch = compute(part)
         if whole is None:
             whole = batch.new_empty((n, *batch.shape[1:]))
-        whole[done : done + len(batch)] = batch
-        done += len(batch)
+        whole[part] = batch
     return whole

@@ -71,6 +71,7 @@ def maps(
     layer: int | str = 32,
     targets: str = "predicted",
     per_class: int | None = None,
+    folds: Sequence[int] | None = None,
     **options,
 ) -> dict[str, xr.Dataset]:
     """Make what is missing of the maps of every network, fold and test image, in parallel, and open all of them.
@@ -82,6 +83,7 @@ def maps(
     layer : stride of a stage, as in `classifiers.stage`, or the dotted name of a module
     targets : "predicted" or "true" class
     per_class : only the first so many test images of each class in each fold; None for all
+    folds : fold numbers; None for all
     **options : fields of `options.Options`
 
     Returns
@@ -104,7 +106,7 @@ def maps(
     table = make_folds(study, settings.n_folds, settings.seed)
     wanted, tasks = {}, {}
     for architecture in settings.architectures:
-        for fold in range(settings.n_folds):
+        for fold in range(settings.n_folds) if folds is None else folds:
             chosen = _chosen(study.labels, split(table, fold)["test"], per_class)
             for number, which in enumerate(chosen[i : i + BATCH] for i in range(0, len(chosen), BATCH)):
                 place = settings, architecture, fold

@@ -120,4 +120,13 @@ def test_parts_cover_everything_and_fit():
 
 
 def test_results_are_gathered_in_their_order():
-    assert torch.equal(gathered(iter(images(5).split(2)), 5), images(5))
+    asked = []
+
+    def compute(part):
+        asked.append((part.start, part.stop))
+        return images(5)[part]
+
+    assert torch.equal(gathered(compute, 5, 10, 20), images(5))
+    assert asked == [(0, 2), (2, 4), (3, 5)]
+    assert torch.equal(gathered(compute, 5, 10, 1000), images(5)) and asked[3:] == [(0, 5)]
+    assert torch.equal(gathered(compute, 5, 10, 1), images(5)) and asked[4:] == [(i, i + 1) for i in range(5)]

@@ -50,6 +50,7 @@ def test_what_is_there_is_not_made_again(settings, capsys, monkeypatch):
     assert "every map found" in capsys.readouterr().out
     assert again.equals(first)
     assert maps(settings, "Saliency", per_class=2)["mobilenet_v2"].sizes["image"] == 3 * 4 * 2
+    assert set(maps(settings, "Saliency", folds=[1])["mobilenet_v2"]["fold"].values) == {1}
 
 
 def tasks_of(monkeypatch, settings, *arguments, **options):
