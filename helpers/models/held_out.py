@@ -47,6 +47,11 @@ class HeldOut:
         present = [k for k in range(len(self.study.classes)) if (self.labels == k).any()]
         return [int(next(i for i in order if self.labels[i] == k)) for k in present]
 
+    @property
+    def groups(self) -> np.ndarray | None:
+        """(N,) what varies independently (patient, examination), or None if the study does not say."""
+        return None if self.study.groups is None else self.study.groups[self.which]
+
     def titles(self, chosen) -> list[str]:
         """Class of some images, and the probability that the network gives it."""
         return [f"{self.study.classes[self.labels[i]]}, p = {self.probs[i, self.labels[i]]:.2f}" for i in chosen]

@@ -1,5 +1,7 @@
 """The test images of a fold and what its network says of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -25,6 +27,8 @@ def test_a_network_and_the_images_it_has_not_seen(settings, capsys):
     np.testing.assert_allclose(found.probs.sum(1), 1)
     train = set(range(len(study))) - set(found.which)
     assert len(train) == 32 and not found.model.training
+    assert found.groups.tolist() == [study.groups[i] for i in found.which]
+    assert replace(found, study=replace(study, groups=None)).groups is None
     assert found.describe().splitlines()[:2] == [
         f"8 test images (3, 32, 32), values {found.images.min():.2f} to {found.images.max():.2f}",
         "per class: AD 2, CG 2, PS 2, ST 2",
