@@ -132,8 +132,8 @@ def gathered(compute: Callable[[slice], torch.Tensor], n: int, bytes_each: int, 
     """Results (n, ...) of `compute`, which is given as many of n things at a time as fit into the memory.
 
     Every batch has the same size, so that a kernel is prepared for one shape only: the last one begins early and
-    repeats a few. Results are copied into one tensor as they come; a list of them would pin small pieces of memory between the
-    large ones of the forward passes, and the process would grow with every batch.
+    repeats a few. Results are copied into one tensor as they come; a list of them would pin small pieces of memory
+    between the large ones of the forward passes, and the process would grow with every batch.
     """
     whole = None
     for part in parts(n, bytes_each, memory):
