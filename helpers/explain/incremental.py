@@ -124,6 +124,7 @@ class Changed:
         self._segments, self._checked = [], False
         if isinstance(network, fx.GraphModule):
             self._interpreter = fx.Interpreter(network, garbage_collect_values=False)
+            self._done_with = _done_with(network)
             with torch.inference_mode():
                 self._interpreter.run(self._image)
             values = {n: v for n, v in self._interpreter.env.items() if isinstance(v, torch.Tensor)}
@@ -198,7 +199,18 @@ class Changed:
         self._interpreter.env = {**constants, begin: value}
         for node in nodes:
             self._interpreter.env[node] = self._interpreter.run_node(node)
+            for value in self._done_with.get(node, ()):
+                self._interpreter.env.pop(value, None)
         return self._interpreter.env.pop(nodes[-1])
+
+
+def _done_with(network):
+    """Values that nothing needs after a node."""
+    last = {value: node for node in network.graph.nodes for value in node.all_input_nodes}
+    found = {}
+    for value, node in last.items():
+        found.setdefault(node, []).append(value)
+    return found
 
 
 def _less(ones, others):
