@@ -6,6 +6,7 @@ That the stored outputs still come out is checked by nbval, which runs every not
 import ast
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -277,11 +278,29 @@ def test_train_five_folds_takes_other_parameters(tmp_path):
     assert not table.isna().any(axis=None)
 
 
-def test_grad_cam_takes_other_parameters(tmp_path):
-    everything = "\n".join(rerun(tmp_path, "03", RESULTS=str(tmp_path), ARCHITECTURE="googlenet", FOLD=2, **SMALL))
+@pytest.fixture(scope="module")
+def shared_results(tmp_path_factory):
+    """One folder for the lessons about methods, so that their network is trained once."""
+    return str(tmp_path_factory.mktemp("results"))
+
+
+@pytest.mark.parametrize("number", [f"{number:02d}" for number in range(3, 13)])
+def test_a_method_takes_other_parameters(tmp_path, shared_results, number):
+    everything = "\n".join(rerun(tmp_path, number, RESULTS=shared_results, ARCHITECTURE="googlenet", FOLD=2, **SMALL))
     assert "seed 1" in everything
     assert "8 test images (3, 64, 64)" in everything
     assert "googlenet, fold 2" in everything
+
+
+def test_compare_methods_takes_other_parameters(tmp_path, shared_results):
+    values = SMALL | {"RESULTS": shared_results, "ARCHITECTURES": ["mobilenet_v2", "googlenet"], "FOLD": 2}
+    texts = rerun(tmp_path, "13", **values, WINDOW=60)
+    everything = "\n".join(texts)
+    assert "20 methods x networks, 4 images each" in everything
+    assert "googlenet, fold 2, 8 test images" in everything
+    (table,) = (text for text in texts if "same method, other network" in text)
+    assert len(table.splitlines()) == 1 + 10
+    assert len(list(Path(shared_results).rglob("Score-CAM/fold-2-batch-0"))) == 2
 
 
 def test_hit_rate_takes_other_parameters(tmp_path):
