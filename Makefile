@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+# These two train the networks that the other lessons find.
+TRAINING := notebooks/02_train_five_folds.ipynb notebooks/03_grad_cam.ipynb
 # Two OpenMP threads that spin while they wait can be many times slower than one.
 export OMP_WAIT_POLICY := PASSIVE
 
@@ -18,7 +20,8 @@ notebooks: $(READY) ## run every notebook into results/quick/notebooks/, with HT
 
 test: $(READY) ## check the code, the notebooks and everything they print
 	$(BIN)/ruff check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TRAINING)
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(TRAINING)) -n logical --maxprocesses 4 --dist loadfile
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb

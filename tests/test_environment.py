@@ -30,6 +30,7 @@ COMMANDS = {
     "nbval": "make test",
     "pyarrow": "parquet tables of pandas",
     "pytest-timeout": "make test",
+    "pytest-xdist": "make test",
     "ruff": "make test",
 }  # fmt: skip
 
