@@ -279,9 +279,8 @@ def main():
                             architectures=arguments.architectures)  # fmt: skip
     cv.train_folds(settings, folds=[0])
     found = compare(arguments)
-    machine = (
-        f"{processor()}, one thread, {arguments.rounds} rounds, {date.today():%d %B %Y}; torch {torch.__version__}"
-    )
+    turns = f"median of {arguments.rounds}" if arguments.rounds > 1 else "measured once"
+    machine = f"{processor()}, one thread, {turns}, {date.today():%d %B %Y}; torch {torch.__version__}"
     text = f"\n{table(found, arguments.architectures, arguments.cases)}\n\n*{machine}.*\n\n{growth()}\n"
     print(text)
     return write(arguments.readme, text)
