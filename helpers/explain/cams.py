@@ -40,7 +40,7 @@ def grad_cam_plus_plus(
 
     with :math:`g = \partial s / \partial A`, and :math:`\alpha = 0` where g = 0. The paper derives :math:`\alpha` for
     exp(s) in the place of s, which turns its second and third derivatives into these powers; it holds where the rest of
-    the network is linear. Its :math:`\epsilon` is 0; the libraries add 1e-6, which counts where gradients are small
+    the network is linear. Its :math:`\epsilon` is 0; grad-cam adds 1e-6, which counts where gradients are small
     (behind global pooling of 7 x 7 positions they are about 1e-3).
 
     References
