@@ -14,7 +14,7 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 ROUNDS = 24  # a round scores this part of the feature maps
 REFITS = 3  # rounds in which the kernel is fitted; later ones keep it
 HALF = 0.5  # share of the feature maps after which the rest is scored too: no estimate is worth more than that
-DEVIATIONS = 2  # standard deviations in an estimated error
+DEVIATIONS = 3  # standard deviations in an estimated error
 
 
 def sampled_scores(
@@ -26,11 +26,12 @@ def sampled_scores(
     each other and others drawn at random; each further round scores those with the largest expected effect on the map,
     :math:`w_f \sigma_f \lVert A^f - M \rVert`, and as many drawn at random. The estimated error of the map is
 
-    .. math:: e = 2 c \sqrt{\textstyle\sum_{f,g} w_f w_g (e^{\Sigma_{fg}} - 1) (A^f - M) \cdot (A^g - M)}
+    .. math:: e = 3 c \sqrt{\textstyle\sum_{f,g} w_f w_g (e^{\Sigma_{fg}} - 1) (A^f - M) \cdot (A^g - M)}
               \Big/ \lVert M \rVert
 
     over the maps not scored, with the weights w, the map M and the predictions' covariance :math:`\Sigma`. The factor
     c, at least 1, is how many standard deviations the last round's scores lay from what had been predicted for them.
+    It is an estimate and no bound: where masks that look alike score differently, the true error can be larger.
 
     Parameters
     ----------
