@@ -298,7 +298,7 @@ def test_compare_methods_takes_other_parameters(tmp_path, shared_results):
     everything = "\n".join(texts)
     assert "20 methods x networks, 4 images each" in everything
     assert "googlenet, fold 2, 8 test images" in everything
-    (table,) = (text for text in texts if "same method, other network" in text)
+    (table,) = (text for text in texts if "method of another family" in text)
     assert len(table.splitlines()) == 1 + 10
     assert len(list(Path(shared_results).rglob("Score-CAM/fold-2-batch-0"))) == 2
 
