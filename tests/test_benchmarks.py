@@ -17,10 +17,18 @@ def page(tmp_path_factory):
     readme = folder / "README.md"
     readme.write_text("before\n<!-- benchmark: made by make benchmark -->\nold\n<!-- end of benchmark -->\nafter\n")
     words = ["--rounds", "1", "--architectures", "mobilenet_v2", "--cases", "Ablation-CAM", "Occlusion, three windows"]
-    words += ["--share", "0.05", "--size", "64", "--readme", readme]
+    words += ["--share", "0.05", "--size", "64", "--readme", readme, "--measured", folder / "benchmark.json"]
     done = subprocess.run([sys.executable, SCRIPT, *map(str, words)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return readme.read_text()
+    first = readme.read_text()
+    again = subprocess.run([sys.executable, SCRIPT, *map(str, words)], capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert _speeds(readme.read_text()) == _speeds(first)  # found, not measured again
+    return first
+
+
+def _speeds(page):
+    return [line for line in page.splitlines() if "**" in line]
 
 
 def test_the_table_stands_between_the_marks(page):
