@@ -2,5 +2,6 @@
 
 import os
 
-# Two OpenMP threads that spin while they wait can be many times slower than one; read when torch is loaded.
+# Threads that spin while they wait can be many times slower than one; read when torch and numpy are loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

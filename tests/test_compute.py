@@ -2,6 +2,8 @@
 
 import math
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -63,3 +65,14 @@ def test_no_scheduler_at_the_address_is_an_error():
 def test_workers_fit_cores_and_memory():
     assert compute.fitted_workers(memory_per_worker=1e15) == 1
     assert 1 <= compute.fitted_workers(memory_per_worker=1.0) <= os.cpu_count()
+
+
+def test_numpy_has_one_thread_where_helpers_come_first():
+    """Two BLAS threads that wait for each other made a lesson ten times slower on a busy machine."""
+    code = (
+        "import helpers, numpy, threadpoolctl; "
+        "print(*{i['num_threads'] for i in threadpoolctl.threadpool_info() if i['user_api'] == 'blas'})"
+    )
+    environment = {name: value for name, value in os.environ.items() if "NUM_THREADS" not in name}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == ["1"]
