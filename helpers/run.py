@@ -10,8 +10,9 @@ import os
 import re
 import sys
 import tempfile
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import nbformat
@@ -19,8 +20,10 @@ import pandas as pd
 import papermill
 import psutil
 import yaml
+from tqdm import tqdm
 from traitlets.config import Config
 
+from helpers.compute import fitted_workers
 from helpers.pages import clean, to_html
 from helpers.settings import EMBEDDED, PROFILES, ROOT, closest
 from helpers.store import replacing, write_table
@@ -29,12 +32,10 @@ NOTEBOOKS = ROOT / "notebooks"
 PATHS = ("DATA", "RESULTS", "WEIGHTS")
 WORDS = {"true": True, "false": False, "none": None, "null": None}
 SECONDS_BETWEEN_SAMPLES = 0.5
+MEMORY_OF_A_NOTEBOOK = 2.5e9  # bytes that must be free for each one that runs beside another
 SUMMARY = "summary.csv"
-# What goes to and from a kernel is nobody else's on a shared machine, and what it says of itself nobody needs.
-KERNEL = {
-    "config": Config({"KernelManager": {"transport_encryption": "auto"}}),
-    "extra_arguments": ["--log-level=50"],
-}
+# Tag of the parameters cell where a notebook, from nothing, keeps every core busy by itself.
+ALONE = "alone"
 
 
 class UsageError(ValueError):
@@ -72,7 +73,7 @@ def parameters(notebook) -> dict:
     """
     values = {}
     for cell in notebook.cells:
-        if "parameters" not in cell.metadata.get("tags", []):
+        if "parameters" not in _tags(cell):
             continue
         for node in ast.parse(cell.source).body:
             if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
@@ -82,6 +83,10 @@ def parameters(notebook) -> dict:
             except ValueError:
                 raise ValueError(f"parameters cell, line {node.lineno}: the value is not a literal") from None
     return values
+
+
+def _tags(cell):
+    return cell.metadata.get("tags", [])
 
 
 def literal(text: str):
@@ -178,36 +183,51 @@ def _memory(processes) -> float:
     return total / 2**20
 
 
-def execute(path, target, values, label) -> dict:
+def execute(path, target, values, label, position=0, stop=None) -> dict:
     """Execute one notebook and store it, as `target` or, with the error in it, as `<stem>.failed.ipynb`.
+
+    Parameters
+    ----------
+    path, target : where the notebook is read and where it is stored
+    values : what its parameters are set to
+    label, position : text and line of the progress bar
+    stop : threading.Event that ends the notebook before its time, or None
 
     Returns
     -------
-    dict : notebook, status ("ok" or "failed"), seconds, peak_memory_mib (this process and all that the notebook
-        started on this machine), cells (code cells) and error
+    dict : notebook, status ("ok", "failed" or "interrupted"), seconds, peak_memory_mib (this process and all that the
+        notebook started on this machine), cells (code cells) and error
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     failed = target.with_suffix(".failed.ipynb")
-    me, peak, begin = psutil.Process(), 0.0, time.monotonic()
-    others = set(me.children(recursive=True))
+    me, peak, begin, stop = psutil.Process(), 0.0, time.monotonic(), stop or threading.Event()
     with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as folder:
-        scratch = Path(folder) / "notebook.ipynb"
+        scratch, connection = Path(folder) / "notebook.ipynb", Path(folder) / "kernel.json"
         names = [str(name).replace("{", "{{").replace("}", "}}") for name in (path, scratch)]  # no templates
-        options = {"kernel_name": "python3", "progress_bar": {"desc": label, "disable": None}, **KERNEL}
+        # What goes to and from a kernel is nobody else's on a shared machine, and what it says of itself nobody needs.
+        manager = {"transport_encryption": "auto", "connection_file": str(connection)}
+        options = {
+            "kernel_name": "python3",
+            "progress_bar": {"desc": label, "position": position, "leave": False, "disable": None},
+            "config": Config({"KernelManager": manager}),
+            "extra_arguments": ["--log-level=50"],
+        }
         # The kernel is talked to in a thread, so that Ctrl-C arrives here, where all that it started is known.
         with ThreadPoolExecutor(1) as thread:
             job = thread.submit(papermill.execute_notebook, *names, values, cwd=str(path.parent), **options)
             try:
-                while not wait([job], SECONDS_BETWEEN_SAMPLES).done:
-                    peak = max(peak, _memory([me, *(set(me.children(recursive=True)) - others)]))
+                while not wait([job], SECONDS_BETWEEN_SAMPLES).done and not stop.is_set():
+                    peak = max(peak, _memory([me, *_of_kernel(connection)]))
             finally:
                 ended = False
                 while not ended:  # a kernel may still be about to start
-                    _kill(set(me.children(recursive=True)) - others)
+                    _kill(_of_kernel(connection))
                     ended = bool(wait([job], SECONDS_BETWEEN_SAMPLES).done)
         error = job.exception()
         row = {"notebook": path.stem, "status": "failed" if error else "ok", "seconds": time.monotonic() - begin,
                "peak_memory_mib": peak, "cells": 0, "error": ""}  # fmt: skip
+        if error and stop.is_set():
+            return {"notebook": path.stem, "status": "interrupted", "error": ""}
         if not scratch.exists():
             return row | {"error": f"{type(error).__name__}: {error}"}
         notebook = nbformat.read(scratch, 4)
@@ -225,6 +245,16 @@ def execute(path, target, values, label) -> dict:
     return row
 
 
+def _of_kernel(connection) -> list:
+    """The kernel that was started with this connection file, and all that it has started."""
+    found = []
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if str(connection) in process.cmdline():
+                found += [process, *process.children(recursive=True)]
+    return found
+
+
 def _kill(processes) -> None:
     for process in processes:
         with contextlib.suppress(psutil.Error):
@@ -240,41 +270,73 @@ def _failure(code, error) -> str:
     return f"{where}{name}: {text.strip()}{hint}"
 
 
-def run(names=(), profile="quick", changes=None, scheduler=None, update=False, folder=NOTEBOOKS) -> pd.DataFrame:
-    """Run notebooks one after the other, into `results/<profile>/notebooks/` beside their folder.
+def run(names=(), profile="quick", changes=None, scheduler=None, update=False, folder=NOTEBOOKS, jobs=None):
+    """Run notebooks, several at a time, into `results/<profile>/notebooks/` beside their folder.
 
     Parameters
     ----------
     names, folder : as in `find`
     profile, changes, scheduler : as in `plan`
     update : also write each notebook that succeeded, cleaned, back to where it came from
+    jobs : notebooks that run at the same time; None fits them to cores and memory. One whose parameters cell is tagged
+        `alone` runs by itself until it has once succeeded: it keeps every core busy while its results are missing.
 
     Returns
     -------
-    table with one row per notebook as in `execute`; status can also be "interrupted" or "not run". The last row of
-    each notebook that ran to its end or its error is kept in `summary.csv`.
+    table with one row per notebook as in `execute`; status can also be "not run". The last row of each notebook that
+    ran to its end or its error is kept in `summary.csv`.
     """
     if update and (profile != "quick" or changes or scheduler):
         raise UsageError("--update stores the plain quick profile: leave out --profile, --set and --scheduler")
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"--jobs: expected at least 1, got {jobs}")
     paths = find(names, folder)
-    jobs, output = plan(paths, profile, changes, scheduler)
+    values, output = plan(paths, profile, changes, scheduler)
+    alone = _alone(paths, output / SUMMARY)
+    labels = [f"[{i}/{len(paths)}] {path.stem}" for i, path in enumerate(paths, 1)]
     rows = [{"notebook": path.stem, "status": "not run", "error": ""} for path in paths]
-    for i, (path, values) in enumerate(zip(paths, jobs, strict=True)):
-        label = f"[{i + 1}/{len(paths)}] {path.stem}"
+    waiting, running, lines = list(range(len(paths))), {}, list(range(jobs or fitted_workers(MEMORY_OF_A_NOTEBOOK)))
+    stop = threading.Event()
+    # papermill changes into the notebook's folder and back, which must not matter to one that runs beside it.
+    with contextlib.chdir(paths[0].parent), ThreadPoolExecutor(len(lines)) as threads:
         try:
-            rows[i] = execute(path, output / path.name, values, label)
+            while waiting or running:
+                while waiting and lines and not (running and alone & {waiting[0], *(i for i, _ in running.values())}):
+                    i, line = waiting.pop(0), lines.pop(0)
+                    task = paths[i], output / paths[i].name, values[i], labels[i], line, stop
+                    running[threads.submit(execute, *task)] = i, line
+                for job in wait(running, return_when=FIRST_COMPLETED).done:
+                    i, line = running.pop(job)
+                    lines = sorted([*lines, line])
+                    rows[i] = job.result()
+                    _store(rows[i], paths[i], output / paths[i].name, update, labels[i])
         except KeyboardInterrupt:
-            rows[i]["status"] = "interrupted"
-            break
-        status, seconds, memory = (rows[i][name] for name in ("status", "seconds", "peak_memory_mib"))
-        print(f"{label}: {status}, {seconds:.0f} s, {memory:.0f} MiB", flush=True)
-        if update and status == "ok":
-            with replacing(path) as temporary:
-                nbformat.write(clean(nbformat.read(output / path.name, 4)), temporary)
+            print("stopped; what is finished stays", file=sys.stderr)
+        finally:
+            stop.set()
+    for job, (i, _) in running.items():
+        rows[i] = job.result()
     table = pd.DataFrame(rows)
     _keep(table, output / SUMMARY, known=[path.stem for path in find((), folder)])
     _report(table, output)
     return table
+
+
+def _alone(paths, summary) -> set[int]:
+    """Which of the notebooks are tagged `alone` and have not succeeded yet."""
+    earlier = pd.read_csv(summary, keep_default_na=False) if summary.exists() else pd.DataFrame()
+    done = set(earlier.loc[earlier["status"] == "ok", "notebook"]) if len(earlier) else set()
+    tagged = {i for i, path in enumerate(paths) if any(ALONE in _tags(cell) for cell in nbformat.read(path, 4).cells)}
+    return {i for i in tagged if paths[i].stem not in done}
+
+
+def _store(row, path, executed, update, label) -> None:
+    status, seconds, memory = (row[name] for name in ("status", "seconds", "peak_memory_mib"))
+    tqdm.write(f"{label}: {status}, {seconds:.0f} s, {memory:.0f} MiB")
+    sys.stdout.flush()
+    if update and status == "ok":
+        with replacing(path) as temporary:
+            nbformat.write(clean(nbformat.read(executed, 4)), temporary)
 
 
 def _keep(table, path, known) -> None:
@@ -302,6 +364,7 @@ def main(arguments=None) -> int:
     parser.add_argument("--profile", default="quick", metavar="|".join(PROFILES), help="default: quick")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="changes", help="a parameter")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="Dask scheduler, for example tcp://node:8786")
+    parser.add_argument("--jobs", type=int, metavar="N", help="notebooks at a time (default: fitted to the machine)")
     parser.add_argument("--update", action="store_true", help="store what the notebooks printed in notebooks/")
     parser.add_argument("--folder", type=Path, default=NOTEBOOKS, help="folder of the notebooks")
     chosen = parser.parse_args(arguments)
@@ -310,7 +373,8 @@ def main(arguments=None) -> int:
             if not re.match(r"[A-Za-z_]\w*=", change):
                 raise UsageError(f"--set {change}: expected NAME=VALUE")
         changes = dict(change.split("=", 1) for change in chosen.changes)
-        table = run(chosen.notebooks, chosen.profile, changes, chosen.scheduler, chosen.update, chosen.folder)
+        where = {"folder": chosen.folder, "jobs": chosen.jobs}
+        table = run(chosen.notebooks, chosen.profile, changes, chosen.scheduler, chosen.update, **where)
     except UsageError as error:
         parser.error(str(error))
     statuses = set(table["status"])

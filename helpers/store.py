@@ -15,6 +15,7 @@ from types import ModuleType
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 
 SEAL = "made_from.json"
 
@@ -38,6 +39,26 @@ def replacing(path):
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def one_at_a_time(folder, doing: str):
+    """Let one process at a time run the block for a folder; the others say what they wait for, and wait.
+
+    The lock ends with the process that holds it, however that ends.
+    """
+    path = Path(folder) / f".{doing}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0.2)
+    except Timeout:
+        print(f"{doing} goes on in another notebook: waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_table(table: pd.DataFrame, path) -> None:

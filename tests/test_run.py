@@ -128,6 +128,7 @@ def test_different_changes_never_share_a_folder():
         (["7"], "no notebook '7' .*there are: 01_square, 02_add"),
         (["--profile", "papre"], "no profile 'papre'; did you mean 'paper'"),
         (["--set", "NAMES=b"], "no parameter 'NAMES' .*did you mean 'NAME'"),
+        (["--jobs", "0"], "--jobs: expected at least 1, got 0"),
         (["02", "--set", "NAME=b"], "no parameter 'NAME' .*there are: N"),
         (["--set", "N"], "--set N: expected NAME=VALUE"),
         (["--set", "N=many"], "N: expected a value like 3, got 'many'"),
@@ -296,6 +297,50 @@ def test_update_does_not_store_a_failure(folder, write_notebook, capsys):
     assert path.read_bytes() == before
 
 
+MEETING = """import time
+from pathlib import Path
+
+Path("{me}").touch()
+for _ in range(600):
+    if Path("{other}").exists():
+        break
+    time.sleep(0.05)
+assert Path("{other}").exists(), "nobody came"
+block = bytearray({mib} * 2**20)
+time.sleep(1.5)"""
+
+
+def test_two_run_at_a_time_and_each_has_its_own_memory_counted(tmp_path, write_notebook, capsys):
+    folder = tmp_path / "n"
+    write_notebook(folder / "01_a.ipynb", MEETING.format(me="a", other="b", mib=400))
+    write_notebook(folder / "02_b.ipynb", MEETING.format(me="b", other="a", mib=50))
+    table = run.run(folder=folder, jobs=2).set_index("notebook")
+    assert table["status"].tolist() == ["ok", "ok"], table["error"].tolist()
+    assert 300 < table["peak_memory_mib"]["01_a"] - table["peak_memory_mib"]["02_b"] < 400
+
+
+def test_a_notebook_that_wants_the_machine_gets_it_until_it_has_succeeded(tmp_path, write_notebook, capsys):
+    folder = tmp_path / "n"
+    clock = "import time\nbegin = time.time()\ntime.sleep(1)\nprint(begin, time.time())"
+    write_notebook(folder / "01_a.ipynb", clock)
+    path = write_notebook(folder / "02_b.ipynb", ("parameters", "A = 1"), clock)
+    notebook = nbformat.read(path, 4)
+    notebook.cells[0].metadata.tags = ["parameters", "alone"]
+    nbformat.write(notebook, path)
+    write_notebook(folder / "03_c.ipynb", clock)
+    output = folder.parent / "results" / "quick" / "notebooks"
+
+    def spans():
+        assert set(run.run(folder=folder, jobs=3)["status"]) == {"ok"}
+        texts = [printed(output / f"{name}.ipynb") for name in ("01_a", "02_b", "03_c")]
+        return [[float(time) for time in text.split()] for text in texts]
+
+    first = spans()
+    assert first[0][1] <= first[1][0] and first[1][1] <= first[2][0]
+    again = spans()
+    assert max(begin for begin, _ in again) < min(end for _, end in again)
+
+
 def alive(pid):
     """Whether the process runs; one that waits for its parent to read its exit status has ended."""
     try:
@@ -304,31 +349,36 @@ def alive(pid):
         return False
 
 
-def test_ctrl_c_leaves_what_is_finished_and_ends_everything_started(folder, write_notebook, tmp_path):
-    pids = tmp_path / "pids.json"
-    write_notebook(
-        folder / "02_add.ipynb",
-        "import json, os, subprocess, sys, time\nfrom pathlib import Path\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)'], start_new_session=True)\n"
-        f"part = Path({str(pids)!r} + '.part')\n"
-        "part.write_text(json.dumps([os.getpid(), child.pid])) and part.rename(part.with_suffix(''))\n"
-        "time.sleep(100)",
-    )
-    write_notebook(folder / "03_later.ipynb", "1")
-    command = [sys.executable, "-m", "helpers.run", "--folder", str(folder)]
+LONG = """import json, os, subprocess, sys, time
+from pathlib import Path
+
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"], start_new_session=True)
+part = Path({pids!r} + ".part")
+part.write_text(json.dumps([os.getpid(), child.pid]))
+part.rename({pids!r})
+time.sleep(100)"""
+
+
+@pytest.mark.parametrize(("jobs", "later"), [(1, "not run"), (2, "interrupted")])
+def test_ctrl_c_leaves_what_is_finished_and_ends_everything_started(folder, write_notebook, tmp_path, jobs, later):
+    pids = [tmp_path / "add.json", tmp_path / "later.json"]
+    write_notebook(folder / "02_add.ipynb", LONG.format(pids=str(pids[0])))
+    write_notebook(folder / "03_later.ipynb", LONG.format(pids=str(pids[1])))
+    started = pids[:jobs]
+    output = folder.parent / "results" / "quick" / "notebooks"
+    command = [sys.executable, "-m", "helpers.run", "--folder", str(folder), "--jobs", str(jobs)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120
-        while not pids.exists():
+        while not all(path.exists() for path in [*started, output / "01_square.ipynb"]):
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.1)
         os.kill(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
-    for name, status in [("01_square", "ok"), ("02_add", "interrupted"), ("03_later", "not run")]:
+    for name, status in [("01_square", "ok"), ("02_add", "interrupted"), ("03_later", later)]:
         numbers = r"\d+\.\d +\d+ +\d" if status == "ok" else "- +- +-"
         assert re.search(rf"^ *{name} +{status} +{numbers}$", out, re.MULTILINE)
-    output = folder.parent / "results" / "quick" / "notebooks"
     assert sorted(path.name for path in output.iterdir()) == ["01_square.html", "01_square.ipynb", "summary.csv"]
     assert printed(output / "01_square.ipynb") == "a 9 quick\n"
-    assert not any(alive(pid) for pid in json.loads(pids.read_text()))
+    assert not any(alive(pid) for path in started for pid in json.loads(path.read_text()))
     assert "Traceback" not in err

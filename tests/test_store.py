@@ -1,12 +1,16 @@
 """Results on disk: whole or not at all, and traced to what made them."""
 
+import re
+import subprocess
+import sys
 import types
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from helpers.store import changed, fingerprint, replacing, seal, write_table
+from helpers.settings import ROOT
+from helpers.store import changed, fingerprint, one_at_a_time, replacing, seal, write_table
 
 
 def module(source, tmp_path, monkeypatch):
@@ -105,3 +109,30 @@ def test_a_seal_names_what_changed(tmp_path):
     assert changed(tmp_path, made_from | {"epochs": 7, "extra": 1}) == ["epochs", "extra"]
     (tmp_path / "made_from.json").write_text("{")
     assert changed(tmp_path, made_from) == ["made_from.json is unreadable"]
+
+
+WAIT = """
+import sys, time
+from helpers.store import one_at_a_time
+with one_at_a_time(sys.argv[1], "training"):
+    print("begun", time.monotonic(), flush=True)
+    time.sleep(1)
+    print("ended", time.monotonic(), flush=True)
+"""
+
+
+def test_one_process_at_a_time_and_the_other_says_that_it_waits(tmp_path):
+    command = [sys.executable, "-c", WAIT, str(tmp_path / "study")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+    texts = [process.communicate(timeout=60)[0] for process in both]
+    spans = sorted([float(time) for time in re.findall(r"(?:begun|ended) (\S+)", text)] for text in texts)
+    assert spans[0][1] <= spans[1][0]
+    assert sorted("training goes on in another notebook" in text for text in texts) == [False, True]
+
+
+def test_a_lock_ends_with_an_error(tmp_path, capsys):
+    with pytest.raises(KeyError), one_at_a_time(tmp_path, "training"):
+        raise KeyError
+    with one_at_a_time(tmp_path, "training"):
+        pass
+    assert capsys.readouterr().out == ""

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 from torch import nn
 
+from helpers import store
 from helpers.data.folds import make_folds, split
 from helpers.data.study import Study
 from helpers.models import cross_validation as cv
@@ -68,7 +69,8 @@ class HeldOut:
 
 def held_out(settings: Settings, architecture: str, fold: int = 0) -> HeldOut:
     """Train the network of a fold if it is not there yet, and let it classify the test images of that fold."""
-    cv.train_folds(settings, folds=[fold])
+    with store.one_at_a_time(settings.folder, "training"):
+        cv.train_folds(settings, folds=[fold])
     model, study = cv.load_fold(settings, architecture, fold), cv.study_of(settings)
     which = split(make_folds(study, settings.n_folds, settings.seed), fold)["test"]
     images = study.images(settings.image_size, which)
