@@ -265,7 +265,7 @@ def _measured(measure, heatmap, layer_map, known=LEVELS):
     results = [measure(maps[part], layers[of[part]]) for part in _blocks(maps)] or [measure(maps, layers[:0])]
     result = np.concatenate(results).astype(float, copy=False)
     result[flat.reshape(-1)] = np.nan
-    return result.reshape(*heatmap.shape[:-2], *result.shape[1:])[()]
+    return result.reshape(heatmap.shape[:-2] + result.shape[1:])[()]
 
 
 def _as_maps(heatmap):
