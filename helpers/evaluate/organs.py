@@ -1,0 +1,200 @@
+"""Where a map of a volume looks, against the organ in which the abnormality lies; and how well labels are told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from helpers.evaluate.statistics import bootstrap_interval
+
+THRESHOLDS = (0.004, 0.008, 0.012, 0.016, *(round(0.02 * step, 2) for step in range(1, 50)))
+
+
+def normalised(cam) -> np.ndarray:
+    """ReLU, then divided by the maximum: (..., H, i, j) in [0, 1]; a map without a positive cell becomes 0 everywhere.
+
+    Raises
+    ------
+    ValueError
+        if a value is not finite
+    """
+    cam = np.asarray(cam, float)
+    if cam.ndim < 3 or not np.isfinite(cam).all():
+        raise ValueError(f"cam: expected finite numbers (..., H, i, j), got {cam.shape}" if cam.ndim < 3 else
+                         f"cam: {(~np.isfinite(cam)).sum()} values are not finite")  # fmt: skip
+    positive = np.maximum(cam, 0)
+    peak = positive.max((-3, -2, -1), keepdims=True)
+    return np.divide(positive, peak, out=np.zeros_like(positive), where=peak > 0)
+
+
+def _pair(cam, allowed):
+    cam, allowed = normalised(cam), np.asarray(allowed)
+    if allowed.dtype != bool or allowed.shape != cam.shape:
+        raise ValueError(f"allowed: expected bool {cam.shape} as the maps, got {allowed.dtype} {allowed.shape}")
+    return cam, allowed
+
+
+def organ_iou(cam, allowed, threshold=0.5, reference_code: bool = False) -> np.ndarray:
+    r"""Share of what a map marks that lies in the allowed region.
+
+    .. math:: OrganIoU = \frac{a}{a + b}, \qquad a = |B \cap A|, \; b = |B \setminus A|, \; B = \{c : \hat h_c > t\}
+
+    h is the map after ReLU and division by its maximum, A the allowed region. That the organ is not covered costs
+    nothing: a lesion is smaller than its organ.
+
+    Parameters
+    ----------
+    cam : (..., H, i, j) raw signed maps
+    allowed : bool, the same shape
+    threshold : number in [0, 1), or an array that broadcasts against (...)
+    reference_code : as in the code of the paper: 0 unless a and b are both above 0, so that a perfect map gets 0
+
+    Returns
+    -------
+    (...) float array in [0, 1]; 1 for a map wholly inside, 0 for an empty one (`organ_scores` counts these)
+
+    References
+    ----------
+    .. [1] Draelos and Carin, Use HiResCAM instead of Grad-CAM, arXiv 2011.08891; code: rachellea/explainable-ct-ai.
+    """
+    cam, allowed = _pair(cam, allowed)
+    threshold = np.asarray(threshold, float)
+    if ((threshold < 0) | (threshold >= 1)).any():
+        raise ValueError(f"threshold: expected numbers in [0, 1), got {threshold}")
+    marked = cam > threshold[..., None, None, None]
+    a, b = ((marked & part).sum((-3, -2, -1)) for part in (allowed, ~allowed))
+    found = a / np.maximum(a + b, 1)
+    return np.where((a > 0) & (b > 0), found, 0.0) if reference_code else found
+
+
+def energy_share(cam, allowed) -> np.ndarray:
+    r"""Share of a map's positive values that lies in the allowed region; needs no threshold.
+
+    .. math:: \sum_{c \in A} \max(h_c, 0) \Big/ \sum_c \max(h_c, 0)
+
+    Parameters and return value as `organ_iou`; 0 for an empty map.
+    """
+    cam, allowed = _pair(cam, allowed)
+    total = cam.sum((-3, -2, -1))
+    return np.divide((cam * allowed).sum((-3, -2, -1)), total, out=np.zeros_like(total), where=total > 0)
+
+
+def choose_thresholds(cams, allowed, labels, names, reference_code: bool = False) -> pd.Series:
+    """For every label the threshold with the best mean OrganIoU on validation volumes; to be frozen for the test.
+
+    Parameters
+    ----------
+    cams : (N, K, H, i, j) raw signed maps
+    allowed : (N, K, H, i, j) bool
+    labels : (N, K) of 0 and 1; only volumes in which a label is present count for it
+    names : K label names
+
+    Returns
+    -------
+    Series by name, from `THRESHOLDS`, the lowest of equals; a label that no volume has gets the median of the others
+
+    Raises
+    ------
+    ValueError
+        if shapes differ or no label is present anywhere
+    """
+    present = _present(cams, labels, names)
+    scores = np.stack([organ_iou(cams, allowed, t, reference_code) for t in THRESHOLDS])
+    best = {}
+    for k, name in enumerate(names):
+        if present[:, k].any():
+            best[name] = THRESHOLDS[int(scores[:, present[:, k], k].mean(1).argmax())]
+    if not best:
+        raise ValueError("labels: no label is present in any volume, so no threshold can be chosen")
+    return pd.Series({name: best.get(name, float(np.median(list(best.values())))) for name in names}, name="threshold")
+
+
+def _present(cams, labels, names):
+    labels = np.asarray(labels)
+    if np.ndim(cams) != 5 or labels.shape != np.shape(cams)[:2] or len(names) != labels.shape[1]:
+        raise ValueError(f"cams {np.shape(cams)}, labels {labels.shape}, {len(names)} names: expected (N, K, H, i, j), "
+                         "(N, K) and K names")  # fmt: skip
+    if not np.isin(labels, (0, 1)).all():
+        raise ValueError(f"labels: expected 0 and 1, got {np.unique(labels)[:5]}")
+    return labels.astype(bool)
+
+
+def organ_scores(cams, allowed, labels, thresholds: pd.Series, organs, scans, reference_code=False) -> pd.DataFrame:
+    """A row for every volume and label that is truly present in it.
+
+    Parameters
+    ----------
+    cams, allowed, labels : as in `choose_thresholds`
+    thresholds : Series by label, of `choose_thresholds`
+    organs : mapping from label to its organ's name
+    scans : N names of volumes
+
+    Returns
+    -------
+    columns scan, label, organ, organ_iou, energy_share, chance (OrganIoU of a map that marks everything: the share of
+    cells that are allowed) and empty (a map without a positive cell, scored 0)
+    """
+    names = list(thresholds.index)
+    present = _present(cams, labels, names)
+    scores = {
+        "organ_iou": organ_iou(cams, allowed, thresholds.to_numpy()[None], reference_code),
+        "energy_share": energy_share(cams, allowed),
+        "chance": np.asarray(allowed).mean((-3, -2, -1)),
+        "empty": np.max(cams, (-3, -2, -1)) <= 0,
+    }
+    n, k = np.nonzero(present)
+    where = {"scan": np.asarray(scans)[n], "label": np.asarray(names)[k], "organ": [organs[names[i]] for i in k]}
+    return pd.DataFrame(where | {name: values[n, k] for name, values in scores.items()})
+
+
+def summary(scores: pd.DataFrame, by=None, measure: str = "organ_iou") -> pd.DataFrame:
+    """Means with bootstrap intervals that resample whole volumes.
+
+    Parameters
+    ----------
+    scores : table of `organ_scores`, perhaps several below each other with further columns such as seed or map
+    by : column or columns to group by; None for all rows together
+    measure : column that is averaged
+
+    Returns
+    -------
+    one row per group: mean, low, high, volumes (n of the interval), pairs, empty (maps)
+    """
+
+    def one(part):
+        mean, low, high, n = bootstrap_interval(part[measure].to_numpy(), part["scan"].to_numpy())
+        counts = {"volumes": n, "pairs": len(part), "empty": int(part["empty"].sum())}
+        return {"mean": mean, "low": low, "high": high} | counts
+
+    if by is None:
+        return pd.DataFrame([one(scores)], ["all"])
+    groups = scores.groupby(by, sort=False)
+    keys = [key for key, _ in groups]
+    index = pd.Index(keys, name=by) if isinstance(by, str) else pd.MultiIndex.from_tuples(keys, names=by)
+    return pd.DataFrame([one(part) for _, part in groups], index)
+
+
+def label_scores(logits, labels, names) -> pd.DataFrame:
+    """AUROC and average precision of every label.
+
+    Parameters
+    ----------
+    logits : (N, K); any increasing function of them gives the same
+    labels : (N, K) of 0 and 1
+    names : K label names
+
+    Returns
+    -------
+    index label; columns auroc, average_precision, positive and n; NaN where a label is present in all volumes or none
+    """
+    logits, labels = np.asarray(logits, float), np.asarray(labels)
+    if logits.shape != labels.shape or logits.ndim != 2 or len(names) != logits.shape[1]:
+        raise ValueError(f"logits {logits.shape}, labels {labels.shape}: expected (N, {len(names)}), the names' number")
+    rows = []
+    for k in range(len(names)):
+        positive = int(labels[:, k].sum())
+        both = 0 < positive < len(labels)
+        measures = (roc_auc_score, average_precision_score)
+        rows.append([*(m(labels[:, k], logits[:, k]) if both else np.nan for m in measures), positive, len(labels)])
+    return pd.DataFrame(rows, pd.Index(names, name="label"), ["auroc", "average_precision", "positive", "n"])
