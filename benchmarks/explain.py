@@ -131,7 +131,8 @@ def measure(arguments):
             maps = ours(model, image, target, layer, arguments.case)
         else:
             factor = library(model, image, target, layer, arguments.case, arguments.share)
-        return (time.perf_counter() - begin) * factor, time.perf_counter() - begin, maps
+        took = time.perf_counter() - begin
+        return took * factor, took, maps
 
     seconds, took, maps = run()
     if took < SHORT:

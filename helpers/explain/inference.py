@@ -135,10 +135,10 @@ def gathered(compute: Callable[[slice], torch.Tensor], n: int, bytes_each: int, 
     repeats a few. Results are copied into one tensor as they come; a list of them would pin small pieces of memory
     between the large ones of the forward passes, and the process would grow with every batch.
     """
-    whole = None
+    whole, size = None, None
     for part in parts(n, bytes_each, memory):
-        size = min(n, max(1, memory // max(1, bytes_each)))
-        part = slice(part.stop - size if part.stop == n else part.start, part.stop)
+        size = size or part.stop
+        part = slice(part.stop - size, part.stop)
         batch = compute(part)
         if whole is None:
             whole = batch.new_empty((n, *batch.shape[1:]))
