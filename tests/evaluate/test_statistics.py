@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers.evaluate.statistics import Interval, bootstrap_interval, fold_interval
+from helpers.evaluate.statistics import Interval, bootstrap_interval, fold_interval, intervals, resample
 
 
 def test_fold_interval_by_hand():
@@ -106,5 +106,78 @@ def test_prints_for_a_table():
     ],
 )
 def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_resampling_draws_folds_and_then_groups():
+    groups = np.array(list("aabbccddee"))
+    folds = np.array([0] * 6 + [1] * 4)
+    drawn = resample(groups, folds, 500)
+    assert drawn.shape == (500, 10) and (drawn[:, ::2] == drawn[:, 1::2]).all()
+    first, second = drawn[:, :6:2].sum(1), drawn[:, 6::2].sum(1)
+    assert {(a, b) for a, b in zip(first, second, strict=True)} == {(6, 0), (3, 2), (0, 4)}
+    np.testing.assert_allclose(drawn.mean(0), 1, atol=0.15)
+    alone = resample(groups, None, 500)
+    assert (alone.sum(1) == 10).all() and len(np.unique(alone[:, 0])) > 2
+    np.testing.assert_array_equal(resample(None, folds, 50, 3), resample(np.arange(10), folds, 50, 3))
+
+
+def test_networks_that_differ_widen_the_interval():
+    """Five folds with means 0 to 4 and nothing else: the variance of the mean of five draws is 2 / 5."""
+    folds, groups = np.repeat(np.arange(5), 40), np.arange(200) // 2
+    values = folds.astype(float)
+    with_folds = bootstrap_interval(values, groups, 20000, folds=folds)
+    without = bootstrap_interval(values, groups)
+    assert with_folds[::3] == without[::3] == (2, 100)
+    assert with_folds.high - with_folds.low == pytest.approx(2 * 1.96 * np.sqrt(2 / 5), rel=0.1)
+    assert without.high - without.low < 0.6 * (with_folds.high - with_folds.low)
+
+
+def test_one_fold_is_no_fold():
+    values, groups = np.random.default_rng(0).normal(size=80), np.arange(80) // 2
+    with_fold = bootstrap_interval(values, groups, 8000, folds=np.zeros(80))
+    np.testing.assert_allclose(with_fold, bootstrap_interval(values, groups, 8000), atol=0.02)
+
+
+def test_intervals_of_a_table():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {"network": np.repeat(["b", "a"], 20), "score": rng.normal(size=40), "group": np.arange(40) // 2}
+    )
+    table["fold"] = table["group"] % 5
+    table.loc[[0, 1, 25], "score"] = np.nan
+    found = intervals(table, "network")
+    assert list(found.index) == ["b", "a"] and found.index.name == "network"
+    assert found[["n", "images", "missing"]].to_numpy().tolist() == [[9, 18, 2], [10, 19, 1]]
+    part = table[table["network"] == "b"]
+    expected = bootstrap_interval(part["score"], part["group"], folds=part["fold"])
+    assert tuple(found.loc["b", ["mean", "low", "high", "n"]]) == expected and found.loc["b", "text"] == str(expected)
+    shuffled = intervals(table.sample(frac=1, random_state=0), "network").loc[["b", "a"]]
+    np.testing.assert_allclose(shuffled[["mean", "low", "high"]], found[["mean", "low", "high"]])
+    both = intervals(table.drop(columns=["group", "fold"]), ["network"], n_resamples=50)
+    assert both["n"].tolist() == [18, 19]
+    two = intervals(table, ["network", "fold"])
+    assert len(two) == 10 and two.index.names == ["network", "fold"]
+
+
+def test_legacy_divides_by_all_files():
+    table = pd.DataFrame({"method": list("aaaabb"), "score": [4.0, 2, np.nan, np.nan, np.nan, 3]})
+    assert intervals(table, "method")["mean"].tolist() == [3, 3]
+    legacy = intervals(table, "method", legacy=True)
+    assert legacy["mean"].tolist() == [1.5, 1.5] and legacy["missing"].tolist() == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: resample(["a", "a"], [0, 1]), "a group lies in two folds"),
+        (lambda: bootstrap_interval([1, 2, 3], ["a", "a", "b"], folds=[0, 1, 1]), "a group lies in two folds"),
+        (lambda: bootstrap_interval([1, 2], folds=[0]), "folds: expected one label per value"),
+        (lambda: resample(["a", None]), "groups: a label is missing"),
+        (lambda: intervals(pd.DataFrame({"score": [1]}), "method"), "no column method; it has score"),
+    ],
+)
+def test_errors_of_clusters(call, message):
     with pytest.raises(ValueError, match=message):
         call()
