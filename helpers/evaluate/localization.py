@@ -130,7 +130,7 @@ def as_displayed(heatmap, clip: float = 0.0, bits: int | None = 8) -> np.ndarray
     if bits is not None and bits not in range(1, 17):
         raise ValueError(f"bits: expected None or a whole number from 1 to 16, got {bits}")
     heatmap = _as_maps(heatmap)
-    _check_heatmap(heatmap)
+    check_heatmap(heatmap)
     shown = np.array(heatmap).reshape(-1, heatmap.shape[-2] * heatmap.shape[-1])
     for part in _blocks(shown):
         block = shown[part]
@@ -258,7 +258,7 @@ def _measured(measure, heatmap, layer_map, known=LEVELS):
     heatmap, layer_map = _as_maps(heatmap), np.asarray(layer_map)
     _check_pair(heatmap, layer_map)
     _check_levels(layer_map, known)
-    flat = ~_check_heatmap(heatmap)
+    flat = ~check_heatmap(heatmap)
     pixels = heatmap.shape[-2] * heatmap.shape[-1]
     maps, layers = heatmap.reshape(-1, pixels), layer_map.reshape(-1, pixels)
     of = np.arange(len(maps)) % max(1, len(layers))
@@ -288,7 +288,7 @@ def _check_pair(heatmap, layer_map):
         raise ValueError(f"layer_map: leading dimensions {wanted} do not end those of heatmap, {leading}")
 
 
-def _check_heatmap(heatmap):
+def check_heatmap(heatmap):
     """(...) bool: which maps are not flat, once none is partly NaN and none leaves [0, 1]."""
     if 0 in heatmap.shape[-2:]:
         raise ValueError(f"heatmap: expected at least one pixel, got shape {heatmap.shape}")
