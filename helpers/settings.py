@@ -50,7 +50,7 @@ class Settings:
     dropout : of the last layer; None leaves torchvision's
     keep : which epoch's weights are kept: "best" validation accuracy, ties to the lower validation loss;
         or "first_best", ties to the earlier epoch, as in the study's code
-    bfloat16 : architectures trained under bfloat16 autocast
+    bfloat16 : architectures trained under bfloat16 autocast, where the device has instructions for it
 
     `PER_ARCHITECTURE` may hold one value, or a mapping from architecture to value with the key "default".
     """

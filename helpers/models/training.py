@@ -215,7 +215,7 @@ def fit(model, architecture: str, study: Study, train, val, settings: Settings, 
             max_epochs=settings.epochs,
             accelerator=device.type if device.type != "cuda" else "gpu",
             devices=[_gpu()] if device.type == "cuda" else 1,
-            precision="bf16-mixed" if architecture in settings.bfloat16 else "32-true",
+            precision="bf16-mixed" if architecture in settings.bfloat16 and computes_bfloat16(device) else "32-true",
             enable_checkpointing=False,
             plugins=[StraightToDisk()],
             num_sanity_val_steps=0,
@@ -229,6 +229,14 @@ def fit(model, architecture: str, study: Study, train, val, settings: Settings, 
     model.load_state_dict(torch.load(best_weights(checkpoint), map_location="cpu", weights_only=True))
     model.cpu().eval()
     return classifier
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16; a processor without them imitates it, ten times slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = torch.cpu.get_capabilities()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 def _gpu() -> int:

@@ -159,3 +159,25 @@ def test_probabilities_sum_to_one_and_do_not_depend_on_the_batch():
     assert probs.shape == (5, 4)
     np.testing.assert_allclose(probs.sum(1), 1, atol=1e-12)
     np.testing.assert_allclose(predict(model, images, batch_size=2), probs, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [({}, "32-true"), ({"avx512_bf16": False}, "32-true"), ({"avx512_bf16": True}, "bf16-mixed"),
+     ({"amx_bf16": True}, "bf16-mixed")],
+)  # fmt: skip
+def test_bfloat16_only_where_the_processor_has_it(study, tmp_path, monkeypatch, found, expected):
+    asked = []
+
+    class Trainer(training.lightning.Trainer):
+        def __init__(self, **options):
+            asked.append(options["precision"])
+            super().__init__(**options | {"precision": "32-true"})
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    monkeypatch.setattr(training.lightning, "Trainer", Trainer)
+    settings = get_settings("quick", image_size=32, epochs=1, bfloat16=("mobilenet_v2",), device="cpu")
+    for architecture in ("mobilenet_v2", "googlenet"):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, len(study.classes)))
+        fit(model, architecture, study, [0, 1], [2, 3], settings, tmp_path / architecture, "key")
+    assert asked == [expected, "32-true"]
