@@ -32,6 +32,7 @@ NOTEBOOKS = ROOT / "notebooks"
 PATHS = ("DATA", "RESULTS", "WEIGHTS")
 WORDS = {"true": True, "false": False, "none": None, "null": None}
 SECONDS_BETWEEN_SAMPLES = 0.5
+SAMPLING = 0.03  # at most this share of one core is spent on measuring memory
 MEMORY_OF_A_NOTEBOOK = 2.5e9  # bytes that must be free for each one that runs beside another
 SUMMARY = "summary.csv"
 # Tag of the parameters cell where a notebook, from nothing, keeps every core busy by itself.
@@ -201,6 +202,7 @@ def execute(path, target, values, label, position=0, stop=None) -> dict:
     target.parent.mkdir(parents=True, exist_ok=True)
     failed = target.with_suffix(".failed.ipynb")
     me, peak, begin, stop = psutil.Process(), 0.0, time.monotonic(), stop or threading.Event()
+    pause = SECONDS_BETWEEN_SAMPLES
     with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as folder:
         scratch, connection = Path(folder) / "notebook.ipynb", Path(folder) / "kernel.json"
         names = [str(name).replace("{", "{{").replace("}", "}}") for name in (path, scratch)]  # no templates
@@ -216,8 +218,10 @@ def execute(path, target, values, label, position=0, stop=None) -> dict:
         with ThreadPoolExecutor(1) as thread:
             job = thread.submit(papermill.execute_notebook, *names, values, cwd=str(path.parent), **options)
             try:
-                while not wait([job], SECONDS_BETWEEN_SAMPLES).done and not stop.is_set():
+                while not wait([job], pause).done and not stop.is_set():
+                    before = time.thread_time()
                     peak = max(peak, _memory([me, *_of_kernel(connection)]))
+                    pause = min(3.0, max(SECONDS_BETWEEN_SAMPLES, (time.thread_time() - before) / SAMPLING))
             finally:
                 ended = False
                 while not ended:  # a kernel may still be about to start
