@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -110,7 +111,7 @@ def resample(groups, folds=None, n_resamples: int = 2000, seed: int = 0) -> np.n
 
     Returns
     -------
-    (n_resamples, N) whole numbers w: the mean of values v in the samples is w @ v / w.sum(1)
+    (n_resamples, N) whole numbers w, as float: the mean of values v in the samples is w @ v / w.sum(1)
 
     Raises
     ------
@@ -127,13 +128,20 @@ def resample(groups, folds=None, n_resamples: int = 2000, seed: int = 0) -> np.n
     _, first, member = np.unique(labels, return_index=True, return_inverse=True)
     _check_nested(member, folds)
     _, fold = np.unique(folds[first], return_inverse=True)
-    rng, n_folds = np.random.default_rng(seed), fold.max(initial=-1) + 1
+    return _draws(tuple(fold.tolist()), n_resamples, seed)[:, member]
+
+
+@lru_cache(maxsize=8)
+def _draws(fold, n_resamples, seed):
+    """(n_resamples, G) whole numbers, given the fold of every group; kept, for every point of a curve asks."""
+    fold, rng = np.array(fold, int), np.random.default_rng(seed)
+    n_folds = fold.max(initial=-1) + 1
     times = rng.multinomial(n_folds, np.full(n_folds, 1 / max(1, n_folds)), n_resamples)
-    drawn = np.empty((n_resamples, len(first)), int)
+    drawn = np.empty((n_resamples, len(fold)))
     for k in range(n_folds):
         size = np.count_nonzero(fold == k)
         drawn[:, fold == k] = rng.multinomial(times[:, k] * size, np.full(size, 1 / size))
-    return drawn[:, member]
+    return drawn
 
 
 def intervals(
