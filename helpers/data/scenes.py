@@ -88,12 +88,21 @@ def _grounds(rng, which, size):
     return np.clip(base + 0.08 * made, 0, 1).astype(np.float32)
 
 
+def _places(rng, n, size):
+    """Middles (n, 2) and radii (n,) in pixels of objects that hardly cover one another."""
+    while True:
+        radius = size * rng.uniform(*_RADIUS, n)
+        middle = rng.uniform(0.9 * radius, size - 0.9 * radius, (2, n)).T
+        apart = np.hypot(*(middle[:, None] - middle[None]).T) / (radius + radius[:, None])
+        if (apart[np.triu_indices(n, 1)] > 0.9).all():
+            return middle, radius
+
+
 def _draw(rng, picture, levels, classes, size):
-    """Draw objects from back to front; boxes of what stays visible, or None where one is hidden too much."""
-    owner, ground, areas = np.full((size, size), -1, np.int8), picture[::4, ::4].mean(), []
-    for number, k in enumerate(classes):
-        radius = size * rng.uniform(*_RADIUS)
-        middle, turn = rng.uniform(0.9 * radius, size - 0.9 * radius, 2), rng.uniform(-0.3, 0.3)
+    """Draw objects from back to front into picture and levels; the box of what stays visible of each."""
+    owner, ground = np.full((size, size), -1, np.int8), picture[::4, ::4].mean()
+    for number, (k, middle, radius) in enumerate(zip(classes, *_places(rng, len(classes), size), strict=True)):
+        turn = rng.uniform(-0.3, 0.3)
         first, last = np.maximum(middle - radius - 2, 0).astype(int), (middle + radius + 2).astype(int)
         near = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
         rows, columns = (np.arange(size)[part] + 0.5 for part in near)
@@ -105,12 +114,9 @@ def _draw(rng, picture, levels, classes, size):
         inside, edge = gap < 0, (gap >= 0) & (gap < 1)
         levels[near][inside], owner[near][inside] = k + 1, number
         levels[near][edge], owner[near][edge] = BORDER, -1
-        areas.append(inside.sum())
     boxes = []
     for number, k in enumerate(classes):
         ys, xs = np.nonzero(owner == number)
-        if len(ys) < 0.85 * areas[number]:
-            return None
         boxes.append((int(k), int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1))
     return boxes
 
@@ -150,11 +156,8 @@ def make_scenes(n: int, size: int = 64, seed: int = 0, context: float = 0.9) -> 
         for i, texture in enumerate(_grounds(rng, grounds[part], size), start):
             odds = weights[:, grounds[i]] / weights[:, grounds[i]].sum()
             classes = rng.choice(len(CLASSES), rng.integers(1, 4), p=odds)
-            found = None
-            while found is None:
-                picture, levels[i] = texture.copy(), 0
-                found = _draw(rng, picture, levels[i], classes, size)
-            noisy = picture + 0.02 * rng.standard_normal(picture.shape, np.float32)
+            levels[i] = 0
+            boxes.append(_draw(rng, texture, levels[i], classes, size))
+            noisy = texture + 0.02 * rng.standard_normal(texture.shape, np.float32)
             pictures[i] = np.rint(255 * np.clip(noisy, 0, 1))
-            boxes.append(found)
     return Scenes(pictures, levels, boxes, grounds)
