@@ -53,12 +53,13 @@ def resnet_trunk(weights: str = "random", seed: int = 0) -> nn.Sequential:
     return nn.Sequential(stem, *made.layer1, *made.layer2, *made.layer3, *made.layer4)
 
 
-def small_trunk(channels=(12, 24, 32), strides=(2, 2, 3)) -> nn.Sequential:
-    """A few convolutions, each followed by batch normalisation, ReLU and max pooling of its stride."""
+def small_trunk(channels=(8, 16, 32), strides=(2, 2, 3)) -> nn.Sequential:
+    """Convolutions with batch normalisation and ReLU; the first has its stride itself, the others max pooling."""
     layers, previous = [], 3
     for width, stride in zip(channels, strides, strict=True):
-        convolution = nn.Conv2d(previous, width, 3, padding=1, bias=False)
-        layers.append(nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.MaxPool2d(stride)))
+        size, step = (3, 1) if layers else (5, stride)
+        block = [nn.Conv2d(previous, width, size, step, size // 2, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        layers.append(nn.Sequential(*block, *([nn.MaxPool2d(stride)] if layers else [])))
         previous = width
     return nn.Sequential(*layers)
 
@@ -72,22 +73,23 @@ class SliceNet(nn.Module):
     connected layer, written as a convolution over the whole grid; where `pooled`, it stands behind a global average.
     """
 
-    def __init__(self, trunk, in_channels, n_labels, side, channels, padding, pooled):
+    def __init__(self, trunk, in_channels, n_labels, side, channels, kernel, padding, pooled):
         super().__init__()
         self.trunk, self.pooled, self.checkpointing = trunk, pooled, False
         layers = []
         for width in channels:
-            layers += [nn.Conv2d(in_channels, width, 3, padding=padding), nn.ReLU()]
+            layers += [nn.Conv2d(in_channels, width, kernel, padding=padding), nn.ReLU()]
             in_channels = width
         self.convolutions = nn.Sequential(*layers)
         with torch.no_grad():
             found = trunk.eval()(torch.zeros(1, 3, side, side)).shape
             trunk.train()
-        self.grid = found[-1] - 2 * (1 - padding) * len(channels)
+        lost = (kernel - 1 - 2 * padding) * len(channels)
+        self.grid = found[-1] - lost
         if found[1] != layers[0].in_channels or self.grid < 1:
             wanted = layers[0].in_channels
             raise ValueError(f"trunk: {side} px become {tuple(found[1:])}; expected {wanted} channels and "
-                             f"more than {2 * (1 - padding) * len(channels)} positions a side")  # fmt: skip
+                             f"more than {lost} positions a side")  # fmt: skip
         self.fc = nn.Conv2d(in_channels, n_labels, 1 if pooled else self.grid)
 
     def features(self, slices):
@@ -122,7 +124,8 @@ class AxialNet(nn.Module):
     n_labels : K
     trunk : "resnet18" (the paper's), "small", or a Sequential (N, 3, side, side) -> (N, `in_channels`, ., .)
     side : height and width of the slices in pixels
-    channels, padding : of the 3 x 3 convolutions behind the trunk; the paper's do not pad, so 14 x 14 becomes 6 x 6
+    channels, kernel, padding : of the convolutions behind the trunk; the paper's four do not pad, so that 14 x 14
+        positions become 6 x 6
     head : "mean"; "max" over the slices (a comparison of the paper); "pooled": mean of global averages, a CAM network
     weights : start of the trunk "resnet18", see `resnet_trunk`
     in_channels : of a trunk handed over
@@ -133,8 +136,8 @@ class AxialNet(nn.Module):
     .. [1] Draelos and Carin, Use HiResCAM instead of Grad-CAM, arXiv 2011.08891.
     """
 
-    def __init__(self, n_labels, trunk="resnet18", side=420, channels=PAPER_CHANNELS, padding=0, head="mean",
-                 weights="random", in_channels=None, seed=0):  # fmt: skip
+    def __init__(self, n_labels, trunk="resnet18", side=420, channels=PAPER_CHANNELS, kernel=3, padding=0,
+                 head="mean", weights="random", in_channels=None, seed=0):  # fmt: skip
         super().__init__()
         if head not in HEADS:
             raise ValueError(f"head: expected one of {list(HEADS)}, got {head!r}")
@@ -146,7 +149,7 @@ class AxialNet(nn.Module):
                 trunk, in_channels = resnet_trunk(weights, seed), 512
             elif trunk == "small":
                 trunk, in_channels = small_trunk(), 32
-            self.slices = SliceNet(trunk, in_channels, n_labels, side, channels, padding, head == "pooled")
+            self.slices = SliceNet(trunk, in_channels, n_labels, side, channels, kernel, padding, head == "pooled")
         self.head = head
 
     def use_checkpointing(self, on: bool = True) -> AxialNet:

@@ -10,6 +10,7 @@ from helpers.evaluate.organs import (
     normalised,
     organ_iou,
     organ_scores,
+    relative_gain,
     summary,
 )
 
@@ -115,3 +116,13 @@ def test_auroc_and_average_precision_per_label():
 def test_bad_arguments_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_relative_gain_of_volumes_that_gain_alike_and_of_such_that_do_not():
+    base = pd.DataFrame({"scan": ["a", "a", "b", "c"], "organ_iou": [0.1, 0.3, 0.2, 0.4]})
+    double = relative_gain(base.assign(organ_iou=2 * base["organ_iou"]), base)
+    assert double[:3] == pytest.approx((1.0, 1.0, 1.0)) and double.n == 3
+    mixed = relative_gain(base.assign(organ_iou=[0.1, 0.3, 0.1, 0.8]), base)
+    assert mixed.mean == pytest.approx(0.3) and mixed.low < 0 < mixed.high
+    with pytest.raises(ValueError, match="the same volumes"):
+        relative_gain(base[:3], base)
