@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import sys
 from contextlib import contextmanager, suppress
+from types import MappingProxyType
 
 import psutil
 from tqdm import tqdm
@@ -57,43 +58,59 @@ class _Here:
 
     description = "in this process"
 
-    def results(self, function, tasks, kind):
+    def results(self, function, tasks, kind, after):
+        failed = set()
         for name, arguments in tasks.items():
-            try:
-                yield name, _one_task(function, *arguments), None
-            except Exception as error:
-                yield name, None, error
+            error = _unmet(name, after, failed)
+            if error is None:
+                try:
+                    yield name, _one_task(function, *arguments), None
+                    continue
+                except Exception as raised:
+                    error = raised
+            failed.add(name)
+            yield name, None, error
+
+
+def _unmet(name, after, failed):
+    return RuntimeError(f"{after[name]} failed before it") if after.get(name) in failed else None
 
 
 class _OnDask:
     def __init__(self, client, description):
         self.client, self.description = client, description
 
-    def results(self, function, tasks, kind):
+    def results(self, function, tasks, kind, after):
         from distributed import as_completed
 
         # Only as many tasks as there are threads are handed over at a time: Dask would give the rest away at once,
         # and a worker with a long task would keep the next one waiting while others have nothing to do.
-        waiting, running, futures = dict(tasks), [], {}
-
-        def submit():
-            name = next((name for name in waiting if kind(name) not in map(kind, running)), next(iter(waiting)))
-            future = self.client.submit(_one_task, function, *waiting.pop(name), key=name, pure=False)
-            running.append(name)
-            futures[future] = name
-            return future
-
+        waiting, running, failed, done = dict(tasks), {}, set(), as_completed()
         threads = max(1, sum(self.client.nthreads().values()))
-        done = as_completed([submit() for _ in range(min(threads, len(waiting)))])
+
+        def choose():
+            ready = [name for name in waiting if after.get(name) not in {*waiting, *running.values()}]
+            kinds = {kind(name) for name in running.values()}
+            return next((name for name in ready if kind(name) not in kinds), next(iter(ready), None))
+
         try:
-            for future in done:
-                running.remove(futures[future])
-                error = future.exception()
-                yield futures[future], None if error else future.result(), error
-                if waiting:
-                    done.add(submit())
+            while waiting or running:
+                while len(running) < threads and (name := choose()) is not None:
+                    arguments, error = waiting.pop(name), _unmet(name, after, failed)
+                    if error:
+                        failed.add(name)
+                        yield name, None, error
+                        continue
+                    future = self.client.submit(_one_task, function, *arguments, key=name, pure=False)
+                    running[future] = name
+                    done.add(future)
+                if running:
+                    future = next(done)
+                    name, error = running.pop(future), future.exception()
+                    failed |= {name} if error else set()
+                    yield name, None if error else future.result(), error
         finally:
-            self.client.cancel([future for future in futures if not future.done()])
+            self.client.cancel(list(running))
 
 
 class Pool:
@@ -102,7 +119,7 @@ class Pool:
     def __init__(self, backend):
         self._backend = backend
 
-    def run(self, function, tasks, label: str, kind=lambda name: name) -> dict:
+    def run(self, function, tasks, label: str, kind=lambda name: name, after=MappingProxyType({})) -> dict:
         """Run `function(*arguments)` for every task and show how many are done and the time left.
 
         Parameters
@@ -112,6 +129,8 @@ class Pool:
         label : what the progress bar calls it
         kind : from a task's name to its kind; tasks of one kind do not run side by side while another kind is waiting,
             so that the largest ones do not need their memory at the same time
+        after : mapping from a task's name to that of an earlier task which must have ended before it begins; if that
+            one fails, so does this one
 
         Returns
         -------
@@ -125,7 +144,7 @@ class Pool:
         done, failures = {}, {}
         width = {"bar_format": "{desc} {bar:20} {n}/{total} · {elapsed} so far · {remaining} left", "ncols": 100}
         with tqdm(total=len(tasks), desc=f"{label}, {self._backend.description}", file=sys.stdout, **width) as bar:
-            for name, result, error in self._backend.results(function, tasks, kind):
+            for name, result, error in self._backend.results(function, tasks, kind, after):
                 if error is None:
                     done[name] = result
                 else:

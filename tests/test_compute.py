@@ -32,6 +32,25 @@ def test_tasks_of_one_kind_run_apart_while_another_kind_waits():
     assert max(begun["big 1"], begun["small 1"]) < min(begun["big 2"], begun["small 2"])
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_task_begins_when_the_one_before_it_has_ended(workers):
+    tasks = {name: (0,) for name in ("long", "short", "on long", "on short")}
+    with compute.pool(workers=workers) as pool:
+        begun = pool.run(begin, tasks, "tasks", after={"on long": "long", "on short": "short"})
+    assert begun["on long"] >= begun["long"] + 0.3
+    assert begun["on short"] >= begun["short"] + 0.3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_hangs_on_a_failure_fails_and_says_on_what(workers):
+    tasks = {"bad": (-1,), "good": (4,), "on bad": (9,), "on that": (9,), "on good": (16,)}
+    after = {"on bad": "bad", "on that": "on bad", "on good": "good"}
+    with compute.pool(workers=workers) as pool, pytest.raises(compute.TasksFailed) as caught:
+        pool.run(math.sqrt, tasks, "roots", after=after)
+    assert set(caught.value.failures) == {"bad", "on bad", "on that"}
+    assert "on bad: RuntimeError: bad failed before it" in str(caught.value)
+
+
 def test_workers_are_other_processes():
     with compute.pool(workers=2) as pool:
         places = pool.run(os.getpid, {"a": (), "b": ()}, "places")

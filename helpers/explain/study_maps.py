@@ -38,8 +38,15 @@ def _group(settings, architecture, layer, method, fold, number) -> Path:
     return settings.folder.joinpath("maps.zarr", *parts, f"fold-{fold}-batch-{number}")
 
 
+@lru_cache(maxsize=None)
+def _hash(network, written):
+    """Fingerprint of a network's file, read once as long as it was not written again."""
+    return store.fingerprint(network)
+
+
 def _made_from(settings, architecture, fold, which, layer, method, targets, options):
-    network = cv.fold_folder(settings, architecture, fold) / "model.safetensors"
+    file = cv.fold_folder(settings, architecture, fold) / "model.safetensors"
+    network = _hash(file, file.stat().st_mtime_ns)
     study, kind = cv.study_of(settings), describe(method, get_options(options))
     return store.fingerprint(_code(), network, study.fingerprint, which, layer, method, targets, kind)
 
