@@ -139,15 +139,18 @@ def scores(
         about = about.assign(network="none", start="none", layer="pixels", target="none", predicted="none")
         for start in range(0, len(index), CHUNK):
             part = slice(start, start + CHUNK)
-            layer_maps, images = study.layer_maps(size, index[part]), study.images(size, index[part])
-            # A random map belongs to its image, whichever others are scored with it.
-            draws = [
-                baseline_heatmaps(images[[k]], settings.seed + i, layer_maps[[k]]) for k, i in enumerate(index[part])
-            ]
-            for name in draws[0]:
-                raw = np.concatenate([one[name] for one in draws]).astype(np.float32)
+            layer_maps = study.layer_maps(size, index[part])
+            for name, raw in _baselines(settings, index[part]).items():
                 add(raw, about.iloc[part].assign(method=name), layer_maps, ("positive",), True)
     return _keep(settings, stored, pd.concat(wanted, ignore_index=True), made)
+
+
+def _baselines(settings, index):
+    """`baseline_heatmaps` of some images; a random map belongs to its image, whichever others are scored with it."""
+    study, size = cv.study_of(settings), settings.image_size
+    images, layer_maps = study.images(size, index), study.layer_maps(size, index)
+    draws = [baseline_heatmaps(images[[k]], settings.seed + i, layer_maps[[k]]) for k, i in enumerate(index)]
+    return {name: np.concatenate([one[name] for one in draws]).astype(np.float32) for name in draws[0]}
 
 
 def _by_window(method, values, options):
@@ -233,6 +236,7 @@ def confidence_scores(
     folds: Sequence[int] | None = None,
     sign: str = "positive",
     options: Mapping | None = None,
+    baselines: bool = False,
     **arguments,
 ) -> pd.DataFrame:
     """The table of `confidence` for the maps of the predicted class of every network and fold, in parallel.
@@ -245,6 +249,7 @@ def confidence_scores(
     settings, methods, layer, per_class, folds : as in `study_maps.maps`
     sign : of the heat maps
     options : fields of `options.Options`, of the maps
+    baselines : also cover by the maps that need no network, and by the layer map where the image has one
     **arguments : cover, part, thresholds, fill, scores, legacy of `confidence`
 
     Returns
@@ -259,12 +264,14 @@ def confidence_scores(
             part = dataset.isel(image=np.flatnonzero(dataset["fold"] == fold))
             model = cv.fold_folder(settings, network, fold) / store.SEAL
             about = cv.study_of(settings).fingerprint, part["name"].values.tolist(), sign, arguments
+            about += (settings.seed, store.fingerprint(localization)) if baselines else ()
             values = {name: part[name].values for name in part}
             key = store.fingerprint(code, model, values, get_options(options or {}).windows, *about)
             folder = settings.folder / "confidence" / network / cv.start_name(settings)
             file = files[network, fold] = folder / f"fold-{fold}-{key}.parquet"
             if not file.is_file():
-                tasks[f"{network}, fold {fold}"] = settings, network, int(fold), part, sign, options, arguments, file
+                place = settings, network, int(fold)
+                tasks[f"{network}, fold {fold}"] = *place, part, sign, options, baselines, arguments, file
     if tasks:
         with compute.pool(
             settings.scheduler, 0 if pick_device(settings.device).type == "cuda" else settings.workers
@@ -273,7 +280,7 @@ def confidence_scores(
     return pd.concat([pd.read_parquet(file) for file in files.values()], ignore_index=True)
 
 
-def cover_fold(settings, network, fold, dataset, sign, options, arguments, file) -> None:
+def cover_fold(settings, network, fold, dataset, sign, options, baselines, arguments, file) -> None:
     """Score the covered test images of one fold and keep the table."""
     size = settings.image_size
     about, index = _about(settings, network, dataset, "predicted")
@@ -283,6 +290,7 @@ def cover_fold(settings, network, fold, dataset, sign, options, arguments, file)
         for method in loaded
         for name, raw in _by_window(method, loaded[method], options or {})
     }
+    heat |= _baselines(settings, index) if baselines else {}
     model = cv.load_fold(settings, network, fold)
     table = confidence(model, cv.study_of(settings).images(size, index), heat, **arguments)
     about = about.drop(columns=["start", "target"]).iloc[table["image"]].reset_index(drop=True)

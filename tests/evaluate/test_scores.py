@@ -195,3 +195,18 @@ def test_localize_by_hand():
     assert named["iou", 255, 0.6] == pytest.approx(2 / 5) and named["iou", 64, 0.95] == pytest.approx(1 / 3)
     flat = localize(np.stack([heat, 0 * heat]), layer_map)
     assert np.isnan(flat[1]).all() and flat.shape == (2, len(MEASURES)) and n_peaks(heat) == 2
+
+
+def test_baselines_are_covered_like_any_map(settings):
+    table = confidence_scores(settings, "Grad-CAM", folds=[1], baselines=True)
+    study = cv.study_of(settings)
+    assert list(table["map"].unique()) == [
+        "Grad-CAM", "random map", "centre Gaussian", "edge map", "flat map", "layer map",
+    ]  # fmt: skip
+    assert table.loc[table["map"] == "flat map", "drop"].isna().all()
+    which = [study.names.index(name) for name in table["name"].unique()]
+    model, levels = cv.load_fold(settings, "mobilenet_v2", 1), study.layer_maps(64, which)
+    expected = confidence(model, study.images(64, which), {"layer map": np.float32(levels / 255)})
+    np.testing.assert_allclose(table.loc[table["map"] == "layer map", "p_covered"], expected["p_covered"], rtol=1e-4)
+    alone = confidence_scores(settings, "Grad-CAM", folds=[1])
+    assert alone["map"].unique().tolist() == ["Grad-CAM"]
