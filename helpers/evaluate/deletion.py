@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 FILLS = ("blur", "mean", "zero")
+_ACTIVATIONS = {"sigmoid": torch.sigmoid, "softmax": partial(torch.softmax, dim=1), "logit": torch.Tensor.double}
 BLUR = 0.1  # standard deviation, as a share of the shorter side
 
 
@@ -52,18 +54,26 @@ def filled(images, fill: str = "blur") -> np.ndarray:
 
 
 def answers(model, images, targets, activation: str = "sigmoid", batch_size: int = 64) -> np.ndarray:
-    """(N,) float64: the model's probability of one target per image; arguments as in `deletion`."""
-    if activation not in ("sigmoid", "softmax"):
-        raise ValueError(f"activation: expected 'sigmoid' or 'softmax', got {activation!r}")
+    """(N,) float64: the model's answer about one target per image.
+
+    Parameters
+    ----------
+    model, images, targets, batch_size : as in `deletion`
+    activation : "sigmoid" or "softmax", see `deletion`; "logit" for the logit itself
+
+    Raises
+    ------
+    ValueError
+        if the activation is unknown
+    """
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation: expected one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
     device, found = next(model.parameters()).device, []
-    targets = torch.as_tensor(np.asarray(targets)).long()
+    images, targets = torch.as_tensor(images), torch.as_tensor(np.asarray(targets)).long()
     with torch.inference_mode():
-        for batch, wanted in zip(
-            torch.as_tensor(images).split(batch_size), targets.split(batch_size), strict=True
-        ):  # fmt: skip
-            logits = model(batch.to(device)).double().cpu()
-            probs = logits.sigmoid() if activation == "sigmoid" else logits.softmax(1)
-            found.append(probs.gather(1, wanted[:, None])[:, 0])
+        for batch, wanted in zip(images.split(batch_size), targets.split(batch_size), strict=True):
+            values = _ACTIVATIONS[activation](model(batch.to(device)).double().cpu())
+            found.append(values.gather(1, wanted[:, None])[:, 0])
     return torch.cat(found).numpy()
 
 
@@ -118,6 +128,8 @@ def deletion(
     flat = missing.all((1, 2))
     if (missing.any((1, 2)) != flat).any():
         raise ValueError("heatmaps: some pixels are NaN; only a whole map may be, to say that it is flat")
+    if activation == "logit":
+        raise ValueError("activation: a curve is of probabilities, 'sigmoid' or 'softmax', not of logits")
     n_pixels, shares = heatmaps[0].size, np.linspace(0, 1, steps + 1)
     probs = np.full((len(images), steps + 1), np.nan)
     size = max(1, batch_size // (steps + 1))

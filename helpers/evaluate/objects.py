@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import ndimage
+from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score
+from torch.nn.functional import adaptive_max_pool2d, max_pool2d
 
 from helpers.evaluate.statistics import Interval
 
@@ -98,6 +101,26 @@ def area(heatmaps, threshold: float) -> np.ndarray:
     return np.where(np.isnan(heatmaps).all((1, 2)), np.nan, bright)
 
 
+def roughness(raw) -> np.ndarray:
+    r"""Mean step between neighbouring positions of a raw map's positive part, as a share of its maximum.
+
+    .. math:: \tfrac12 (\overline{|h_{i+1,j} - h_{ij}|} + \overline{|h_{i,j+1} - h_{ij}|}), \qquad
+        h = \max(M, 0) / \max M
+
+    Parameters
+    ----------
+    raw : (P, h, w) raw signed maps, at least 2 x 2
+
+    Returns
+    -------
+    (P,) in [0, 1]: small for a smooth map; NaN where nothing is positive
+    """
+    raw = np.asarray(raw, float)
+    largest = raw.max((1, 2), keepdims=True)
+    shares = np.maximum(raw, 0) / np.where(largest > 0, largest, np.nan)
+    return (np.abs(np.diff(shares, axis=1)).mean((1, 2)) + np.abs(np.diff(shares, axis=2)).mean((1, 2))) / 2
+
+
 def box_iou(heatmaps, boxes, threshold: float) -> np.ndarray:
     """Overlap of the box around the largest connected part of a thresholded heat map with a box of the object.
 
@@ -150,6 +173,56 @@ def object_scores(heatmaps, found, threshold: float = 0.5, tolerance: float = 0.
     seen = (~found.ignored).sum((1, 2))
     known = {"image": found.image, "target": found.target, "object area": found.masks.sum((1, 2)) / seen}
     return pd.DataFrame(known | measured)
+
+
+def forecast(raw, masks) -> np.ndarray:
+    """What a raw map adds up to at an object: over the positions of its grid that it touches and their neighbours.
+
+    Parameters
+    ----------
+    raw : (P, h, w) raw signed maps
+    masks : (P, H, W) bool, at least as large
+
+    Returns
+    -------
+    (P,) in units of the map: for HiResCAM those of the logit, and so a forecast of how far the logit falls when the
+    object is hidden. The neighbours are in it because a position sees more than its own pixels.
+    """
+    raw, masks = np.asarray(raw, np.float64), np.asarray(masks)
+    if raw.ndim != 3 or masks.ndim != 3 or len(raw) != len(masks) or masks.dtype != bool:
+        raise ValueError(f"raw {raw.shape}, masks {masks.dtype} {masks.shape}: expected (P, h, w) and bool (P, H, W)")
+    touched = adaptive_max_pool2d(torch.from_numpy(masks[:, None].astype(np.float32)), raw.shape[1:])
+    return (raw * max_pool2d(touched, 3, 1, 1)[:, 0].numpy()).sum((1, 2))
+
+
+def rank_agreement(forecasts, truth, groups, n_resamples: int = 500, level: float = 0.95, seed: int = 0) -> dict:
+    """Spearman's correlation of two forecasts with the truth, and the difference, with a bootstrap over groups.
+
+    Parameters
+    ----------
+    forecasts : mapping of two names to (P,) numbers
+    truth : (P,) numbers
+    groups : (P,) label of what varies independently, such as the image
+    n_resamples, level, seed : of the bootstrap
+
+    Returns
+    -------
+    name to Interval of both forecasts, and "difference": the first less the second; n counts groups
+    """
+    if len(forecasts) != 2:
+        raise ValueError(f"forecasts: expected two, got {list(forecasts)}")
+    values, truth = np.array(list(forecasts.values()), float), np.asarray(truth, float)
+    members = list(pd.Series(np.arange(len(truth))).groupby(np.asarray(groups)).apply(np.array))
+
+    def both(which):
+        one, other = (spearmanr(row[which], truth[which]).statistic for row in values)
+        return one, other, one - other
+
+    rng, n = np.random.default_rng(seed), len(members)
+    drawn = [both(np.concatenate([members[i] for i in rng.integers(n, size=n)])) for _ in range(n_resamples)]
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    rows = zip((*forecasts, "difference"), both(slice(None)), low, high, strict=True)
+    return {name: Interval(float(mean), float(a), float(b), n) for name, mean, a, b in rows}
 
 
 def mean_average_precision(labels, probs, n_resamples: int = 200, level: float = 0.95, seed: int = 0) -> Interval:

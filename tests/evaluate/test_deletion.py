@@ -45,6 +45,11 @@ def test_softmax_is_that_of_all_classes():
     np.testing.assert_allclose(curves.probs, [sigmoid([1 - 10, 0 - 3, 0])], rtol=1e-5)
 
 
+def test_answers_are_logits_where_asked():
+    np.testing.assert_allclose(answers(Sum(WEIGHTS), IMAGE, [0], "logit"), [10])
+    np.testing.assert_allclose(answers(Sum(WEIGHTS), IMAGE, [1], "sigmoid"), sigmoid([1]), rtol=1e-6)
+
+
 def test_both_ends_hang_on_image_and_fill_alone():
     images = np.random.default_rng(0).random((3, 3, 16, 16), np.float32)
     model, targets = Sum(np.random.default_rng(1).normal(size=(2, 16, 16)) / 16), np.array([0, 1, 0])
@@ -95,6 +100,7 @@ def test_a_fill_keeps_an_even_image_or_blackens_it():
     [
         ({"fill": "grey"}, "fill"),
         ({"activation": "relu"}, "activation"),
+        ({"activation": "logit"}, "activation"),
         ({"steps": 0}, "steps"),
         ({"targets": [0, 1]}, "targets"),
         ({"heatmaps": WEIGHTS}, "heatmaps"),

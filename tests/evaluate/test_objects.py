@@ -9,10 +9,13 @@ from helpers.evaluate.objects import (
     area,
     box_iou,
     energy_in_object,
+    forecast,
     mask_iou,
     mean_average_precision,
     object_scores,
     pointing_game,
+    rank_agreement,
+    roughness,
 )
 
 MASK = np.zeros((1, 8, 8), bool)
@@ -131,3 +134,31 @@ def test_mean_average_precision_is_one_for_a_perfect_order_and_leaves_out_absent
     assert guessed.mean == pytest.approx(0.5) and guessed.low < 0.5 < guessed.high
     with pytest.raises(ValueError, match="no image"):
         mean_average_precision(labels & False, perfect.mean + np.zeros((40, 3)))
+
+
+def test_roughness_by_hand():
+    maps = np.array([[[4.0, 4], [4, 4]], [[4, 0], [0, 0]], [[8, -1], [-2, 0]], [[-1, -2], [-3, 0]]])
+    np.testing.assert_allclose(roughness(maps), [0, 0.5, 0.5, np.nan])
+
+
+def test_a_forecast_sums_where_the_object_is_and_one_position_around():
+    raw = np.arange(16.0).reshape(1, 4, 4)
+    corner = np.zeros((1, 8, 8), bool)
+    corner[0, 0, 0] = True
+    assert forecast(raw, corner) == [0 + 1 + 4 + 5]
+    assert forecast(raw, ~corner) == [raw.sum()]
+    assert forecast(-raw, MASK) == [-raw.sum()]  # positions 1 to 2 and their neighbours: all
+    with pytest.raises(ValueError, match="expected"):
+        forecast(raw, corner.astype(float))
+
+
+def test_rank_agreement_finds_the_better_forecast():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=200)
+    forecasts = {"good": np.exp(truth), "poor": truth + rng.normal(size=200)}
+    found = rank_agreement(forecasts, truth, np.arange(200) // 2, n_resamples=100)
+    assert found["good"][:3] == pytest.approx((1, 1, 1)) and found["good"].n == 100
+    assert found["poor"].low < found["poor"].mean < found["poor"].high < 1
+    assert found["difference"].mean == pytest.approx(1 - found["poor"].mean) and found["difference"].low > 0
+    with pytest.raises(ValueError, match="two"):
+        rank_agreement({"good": truth}, truth, truth)
