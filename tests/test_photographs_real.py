@@ -45,7 +45,7 @@ FITTING = {
 }
 NETWORKS = {
     "MobileNetV2": (models.mobilenet_v2, "mobilenet_v2_imagenet.pth", "1.features.13"),
-    "SqueezeNet 1.1": (models.squeezenet1_1, "squeezenet1_1_imagenet.pth", "1.features"),
+    "SqueezeNet 1.1": (models.squeezenet1_1, "squeezenet1_1_imagenet.pth", "1.features.7"),
 }
 
 
@@ -121,6 +121,8 @@ def test_maps_of_real_weights_point_at_objects_and_those_of_random_weights_do_no
         real, random = (tables[kind, "last layer", method]["pointing game"] for kind in ("ImageNet", "random"))
         assert real.mean() > random.mean() + 0.1
         assert real.mean() > size.high
+    earlier = {method: tables["ImageNet", "earlier layer", method] for method in METHODS}
+    assert earlier["HiResCAM"]["area"].mean() < earlier["Grad-CAM"]["area"].mean()
 
 
 def test_the_dog_and_the_cat_of_one_picture_get_maps_of_their_own(real_data):
