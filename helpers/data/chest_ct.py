@@ -339,8 +339,8 @@ def draw(item: Phantom):
         own = np.random.default_rng([item.seed, item.number, 4, list(FINDINGS).index(label), len(place)])
         region = lungs.get(place)
         if label == "nodule":
-            for _ in range(own.integers(3, 5)):
-                _bead(volume, _place(own, region & (z > -80)), (own.uniform(12, 17),) * 3, 60, region)
+            for _ in range(own.integers(5, 9)):
+                _bead(volume, _place(own, region & (z > -80)), (own.uniform(13, 18),) * 3, 210, region)
         elif label == "opacity":
             for _ in range(own.integers(2, 4)):
                 cloud = _ellipsoid(shape, _place(own, region & (z > -70)), own.uniform(34, 50, 3)) & region
@@ -351,15 +351,15 @@ def draw(item: Phantom):
             volume[fluid] = 12
         elif label == "calcification":
             for _ in range(own.integers(6, 9)):
-                _bead(volume, _place(own, heart), (own.uniform(8, 11),) * 3, 1100, heart)
+                _bead(volume, _place(own, heart), (own.uniform(8, 11),) * 3, 480, heart)
         elif label == "pacemaker":
             tip = centre + radii * np.array([0.6, own.uniform(-0.5, 0.1), own.uniform(-0.4, 0.3)])
-            _tube(volume, centre + radii * (-0.85, 0.2, -0.35), tip, 4.5, 2800)
-            _tube(volume, tip, tip + own.normal(0, 14, 3), 5.5, 2800, heart)
+            _tube(volume, centre + radii * (-0.85, 0.2, -0.35), tip, 7, 2800)
+            _tube(volume, tip, tip + own.normal(0, 14, 3), 7, 2800, heart)
         elif label == "lymphadenopathy":
-            for _ in range(own.integers(4, 7)):
-                at = (own.uniform(-85, -25), own.uniform(-40, 30), own.uniform(-24, 28))
-                _bead(volume, at, (own.uniform(11, 15),) * 3, 170, middle)
+            for _ in range(own.integers(7, 11)):
+                at = (own.uniform(-95, -15), own.uniform(-42, 32), own.uniform(-24, 28))
+                _bead(volume, at, (own.uniform(13, 18),) * 3, 210, middle)
 
     for label in sorted(item.confounders):
         _, (_, angle, radius, length, value) = FINDINGS[label]

@@ -53,15 +53,28 @@ def resnet_trunk(weights: str = "random", seed: int = 0) -> nn.Sequential:
     return nn.Sequential(stem, *made.layer1, *made.layer2, *made.layer3, *made.layer4)
 
 
-def small_trunk(channels=(8, 16, 32), strides=(2, 2, 3)) -> nn.Sequential:
-    """Convolutions with batch normalisation and ReLU; the first has its stride itself, the others max pooling."""
-    layers, previous = [], 3
-    for width, stride in zip(channels, strides, strict=True):
-        size, step = (3, 1) if layers else (5, stride)
-        block = [nn.Conv2d(previous, width, size, step, size // 2, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-        layers.append(nn.Sequential(*block, *([nn.MaxPool2d(stride)] if layers else [])))
-        previous = width
-    return nn.Sequential(*layers)
+def small_trunk(channels=(16, 24), strides=(2, 3), pool: int = 1) -> nn.Sequential:
+    """Two convolutions for small slices: the first starts as a set of CT windows, the second finds patterns in them.
+
+    Channel c of the first starts as :math:`10 \\, |\\bar x - t_c|_+`, with the mean of `strides[0]` squared pixels in
+    three slices, thresholds over the range of brightness, and the other sign in every fourth channel. From a random
+    start a network this small does not find the windows in the few steps it is trained for.
+
+    Parameters
+    ----------
+    channels : of the two
+    strides : of the first convolution, and of the average pooling behind the second
+    pool : a further average pooling
+    """
+    first = nn.Conv2d(3, channels[0], strides[0], strides[0])
+    sign = torch.where(torch.arange(channels[0]) % 4 == 3, -10.0, 10.0)
+    with torch.no_grad():
+        first.weight *= 0.1
+        first.weight += sign[:, None, None, None] / (3 * strides[0] ** 2)
+        first.bias.copy_(-sign * (torch.linspace(0.05, 0.95, channels[0]) - IMAGENET_MEAN))
+    second = nn.Conv2d(channels[0], channels[1], 3, padding=1, bias=False)
+    second = nn.Sequential(second, nn.BatchNorm2d(channels[1]), nn.ReLU(), nn.AvgPool2d(strides[1] * pool))
+    return nn.Sequential(nn.Sequential(first, nn.ReLU()), second)
 
 
 class SliceNet(nn.Module):
