@@ -179,7 +179,8 @@ def measure(net: nn.Module, task: Spots, method: str, hollow: bool = False) -> p
 
     Returns
     -------
-    the columns of `judge`, and: label; right (bool: classified rightly); follows (correlation, over the spots of all
+    the columns of `judge`, and: label; right (bool: classified rightly); worth (what the
+    logit of the true class loses without the evidence); follows (correlation, over the spots of all
     pictures, of the map's sum on a spot with what the logit loses without it: one number for the network)
     """
     images = task.pictures(hollow=hollow)
@@ -187,7 +188,8 @@ def measure(net: nn.Module, task: Spots, method: str, hollow: bool = False) -> p
     whole = logits(net, images)
     sums, lost = table[list(CLASSES)].to_numpy(), drops(net, task, hollow)
     follows = np.corrcoef(sums.ravel(), lost.ravel())[0, 1]
-    return table.assign(label=task.labels, right=whole.argmax(1) == task.labels, follows=follows)
+    worth = lost[np.arange(len(lost)), task.labels]
+    return table.assign(label=task.labels, right=whole.argmax(1) == task.labels, worth=worth, follows=follows)
 
 
 def compare(networks: int, images: int, methods=("Grad-CAM", "HiResCAM"), seed: int = 0):

@@ -142,6 +142,7 @@ def test_measure_adds_what_the_network_does(task, net):
     assert table["follows"].nunique() == 1
     expected = np.corrcoef(table[list(CLASSES)].to_numpy().ravel(), drops(net, task).ravel())[0, 1]
     assert table["follows"][0] == pytest.approx(expected)
+    np.testing.assert_array_equal(table["worth"], drops(net, task)[np.arange(60), task.labels])
     assert not np.allclose(table["above"], measure(net, task, "HiResCAM", hollow=True)["above"])
 
 
