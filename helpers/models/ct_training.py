@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from helpers import compute, store
@@ -42,6 +43,8 @@ class Recipe:
     batch_size : volumes per step and device
     optimizer : "adamw" with one cycle of the learning rate, or "sgd"
     learning_rate, momentum, weight_decay : as handed to torch.optim
+    head_rate : times the learning rate for the last layer, with "adamw": behind a mean over all slices, a finding of a
+        few cells counts only if its weights are large
     augment : flips and quarter turns, see `chest_ct.draw_change`
     precision, devices, num_nodes : as handed to Lightning
     checkpointing : less memory for more time, see `AxialNet.use_checkpointing`
@@ -58,13 +61,14 @@ class Recipe:
     padding: int = 0
     weights: str = "random"
     shape: tuple[int, int, int] = QUICK_SHAPE
-    epochs: int = 12
+    epochs: int = 10
     patience: int = 15
     batch_size: int = 2
     optimizer: str = "adamw"
     learning_rate: float = 3e-3
     momentum: float = 0.99
-    weight_decay: float = 1e-2
+    weight_decay: float = 0.1
+    head_rate: float = 10.0
     augment: bool = False
     precision: str = "32-true"
     devices: int = 1
@@ -90,6 +94,7 @@ class Recipe:
             torch.manual_seed(self.seed)
             trunk = small_trunk(*self.trunk)
         made = AxialNet(n_labels, trunk, in_channels=self.trunk[0][-1], **options)
+        nn.init.zeros_(made.slices.fc.weight)  # no label has a preference for a place before it has seen a volume
         return made.use_checkpointing(self.checkpointing)
 
 
@@ -176,9 +181,13 @@ class MaskTraining(lightning.LightningModule):
         if recipe.optimizer == "sgd":
             options = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
             return torch.optim.SGD(parameters, recipe.learning_rate, **options)
-        optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
+        head = list(self.model.slices.fc.parameters())
+        rates = [recipe.learning_rate, recipe.head_rate * recipe.learning_rate]
+        body = [p for p in parameters if all(p is not other for other in head)]
+        groups = [{"params": part, "lr": rate} for part, rate in zip((body, head), rates, strict=True)]
+        optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
         steps = self.trainer.estimated_stepping_batches
-        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps)
+        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
         return [optimizer], [{"scheduler": cycle, "interval": "step"}]
 
 
