@@ -7,7 +7,9 @@ import pandas as pd
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from helpers.data.organs import organs_of_labels
 from helpers.evaluate.statistics import Interval, bootstrap_interval
+from helpers.models.axialnet import CAMS
 
 THRESHOLDS = (0.004, 0.008, 0.012, 0.016, *(round(0.02 * step, 2) for step in range(1, 50)))
 
@@ -230,3 +232,62 @@ def label_scores(logits, labels, names) -> pd.DataFrame:
         measures = (roc_auc_score, average_precision_score)
         rows.append([*(m(labels[:, k], logits[:, k]) if both else np.nan for m in measures), positive, len(labels)])
     return pd.DataFrame(rows, pd.Index(names, name="label"), ["auroc", "average_precision", "positive", "n"])
+
+
+def label_groups(volumes) -> dict[str, str]:
+    """Organ group of every label, "lung" or "heart" (with vessels and mediastinum), where the volumes show it most."""
+    pairs = zip(volumes.abnormalities, organs_of_labels(volumes).sum(0), strict=True)
+    return {name: "heart" if heart > right + left else "lung" for name, (right, left, heart) in pairs}
+
+
+def judge(experiment, recipes, part: str, cams=CAMS, reference_code: bool = False) -> pd.DataFrame:
+    """`organ_scores` of several networks and both maps; thresholds from the part "val" of the same network and map.
+
+    Parameters
+    ----------
+    experiment : `ct_training.Experiment` whose networks are trained
+    recipes : of the networks
+    part : "val", "test", ...
+    cams : maps to score
+    reference_code : see `organ_iou`
+
+    Returns
+    -------
+    the columns of `organ_scores`, and weight, seed, head of the recipe, and map
+    """
+    organs, tables = label_groups(experiment.sets["train"]), []
+    for recipe in recipes:
+        parts = {name: (experiment.outputs(recipe, name), experiment.allowed(recipe, name)) for name in {"val", part}}
+        for cam in cams:
+            (val, regions), names = parts["val"], list(experiment.labels)
+            chosen = choose_thresholds(val[cam], regions, experiment.sets["val"].labels, names, reference_code)
+            (found, regions), volumes = parts[part], experiment.sets[part]
+            table = organ_scores(found[cam], regions, volumes.labels, chosen, organs, volumes.names, reference_code)
+            tables.append(table.assign(weight=recipe.weight, seed=recipe.seed, head=recipe.head, map=cam))
+    return pd.concat(tables, ignore_index=True)
+
+
+def judge_labels(experiment, recipes, part: str) -> pd.DataFrame:
+    """`label_scores` of several networks: columns label, auroc, average_precision, positive, n, weight, seed, head."""
+    tables = []
+    for recipe in recipes:
+        logits = experiment.outputs(recipe, part)["logits"]
+        table = label_scores(logits, experiment.sets[part].labels, experiment.labels).reset_index()
+        tables.append(table.assign(weight=recipe.weight, seed=recipe.seed, head=recipe.head))
+    return pd.concat(tables, ignore_index=True)
+
+
+def choose_weight(scores: pd.DataFrame, labels: pd.DataFrame, tolerance: float = 0.01) -> float:
+    """The weight of the mask loss with the best mean OrganIoU of those whose mean AUROC is at most `tolerance` below
+    that of the network without it.
+
+    Parameters
+    ----------
+    scores : table of `judge` on validation volumes, one map
+    labels : table of `judge_labels` on the same; both with weight 0 among others
+    """
+    auroc, iou = labels.groupby("weight")["auroc"].mean(), scores.groupby("weight")["organ_iou"].mean()
+    if 0 not in auroc.index or not auroc.index.equals(iou.index):
+        raise ValueError(f"expected the same weights in both tables and 0 among them, got {list(iou.index)} and "
+                         f"{list(auroc.index)}")  # fmt: skip
+    return float(iou[auroc >= auroc[0] - tolerance].idxmax())

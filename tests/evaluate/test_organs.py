@@ -2,10 +2,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from helpers.data.chest_ct import Volumes
 from helpers.evaluate.organs import (
     THRESHOLDS,
     choose_thresholds,
+    choose_weight,
     energy_share,
+    judge,
+    judge_labels,
     label_scores,
     normalised,
     organ_iou,
@@ -13,6 +17,7 @@ from helpers.evaluate.organs import (
     relative_gain,
     summary,
 )
+from helpers.models.ct_training import QUICK
 
 
 def grid(*values):
@@ -126,3 +131,42 @@ def test_relative_gain_of_volumes_that_gain_alike_and_of_such_that_do_not():
     assert mixed.mean == pytest.approx(0.3) and mixed.low < 0 < mixed.high
     with pytest.raises(ValueError, match="the same volumes"):
         relative_gain(base[:3], base)
+
+
+class Toy:
+    """An experiment with two labels, two validation and two test volumes; a network that looks inside if it has to."""
+
+    labels = ("nodule", "pacemaker")
+
+    def __init__(self):
+        columns = pd.MultiIndex.from_tuples([("nodule", "right_lung"), ("pacemaker", "heart")])
+        self.sets = {}
+        for part in ("train", "val", "test"):
+            names = tuple(f"{part}{i}" for i in range(2))
+            table = pd.DataFrame([[True, True], [False, True]], pd.Index(names), columns)
+            self.sets[part] = Volumes("toy", names, table, [0, 0], None, 1.0, part)
+
+    def outputs(self, recipe, part):
+        inside, outside = grid(4, 4, 0, 0), grid(2, 0, 2, 0)
+        maps = np.broadcast_to(inside if recipe.weight else outside, (2, 2, 1, 1, 4))
+        return {"logits": np.array([[1.0, 0], [0, 0]]), "HiResCAM": maps, "Grad-CAM": maps[..., ::-1]}
+
+    def allowed(self, recipe, part):
+        return np.broadcast_to(ALLOWED, (2, 2, 1, 1, 4)) & self.sets[part].labels[..., None, None, None]
+
+
+def test_networks_are_judged_with_thresholds_of_their_own():
+    recipes = [QUICK.vary(weight=w, seed=s) for w in (0.0, 3.0) for s in (0, 1)]
+    scores, labels = judge(Toy(), recipes, "test"), judge_labels(Toy(), recipes, "test")
+    assert len(scores) == 4 * 2 * 3 and set(scores["scan"]) == {"test0", "test1"}
+    mean = scores.groupby(["map", "weight"])["organ_iou"].mean()
+    assert mean["HiResCAM"].tolist() == [0.5, 1.0] and mean["Grad-CAM"].tolist() == [0.5, 0.0]
+    assert scores.groupby("label")["organ"].first().to_dict() == {"nodule": "lung", "pacemaker": "heart"}
+    assert (labels[labels["label"] == "nodule"]["auroc"] == 1).all() and labels["auroc"].isna().sum() == 4
+    best = scores[scores["map"] == "HiResCAM"]
+    assert choose_weight(best, labels) == 3.0
+    worse = labels.assign(auroc=labels["auroc"] - 0.02 * (labels["weight"] > 0))
+    assert choose_weight(best, worse) == 0.0 and choose_weight(best, worse, tolerance=0.03) == 3.0
+    assert relative_gain(best[best["weight"] == 3], best[best["weight"] == 0]).mean == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="0 among them"):
+        choose_weight(best[best["weight"] == 3], labels[labels["weight"] == 3])
