@@ -179,9 +179,9 @@ def measure(net: nn.Module, task: Spots, method: str, hollow: bool = False) -> p
 
     Returns
     -------
-    the columns of `judge`, and: label; right (bool: classified rightly); worth (what the
-    logit of the true class loses without the evidence); follows (correlation, over the spots of all
-    pictures, of the map's sum on a spot with what the logit loses without it: one number for the network)
+    the columns of `judge`, and: label; right (bool: classified rightly); worth (what the logit of the true class loses
+    without the evidence); follows (correlation, over the spots of all pictures, of the map's sum on a spot with what
+    the logit loses without it: one number for the network)
     """
     images = task.pictures(hollow=hollow)
     table = judge(explain(net, images, method, task.labels, LAYER)[method].values, task)
