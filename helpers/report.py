@@ -191,9 +191,10 @@ def draw_scheme(axis, verdicts: Verdict | Mapping[str, Verdict]) -> None:
         if len(several) == 1 and text == one.verdict:
             axis.add_patch(Rectangle((across[0], up[0]), np.ptp(across), np.ptp(up), color=WON, zorder=0))
         words = f"{textwrap.fill(text, 24)}{share}"
-        at = np.mean(across), up[0]
-        style = {"ha": "center", "va": "bottom", "fontsize": 10, "color": "#333333", "textcoords": "offset points"}
-        axis.annotate(words, at, (0, 4), **style)
+        below = first == "trust" and high  # where the fewest points lie
+        style = {"ha": "center", "va": "top" if below else "bottom", "fontsize": 10, "color": "#333333"}
+        at = np.mean(across), up[1] if below else up[0]
+        axis.annotate(words, at, (0, -4 if below else 4), textcoords="offset points", **style)
     axis.axhline(y, color="grey", linewidth=1)
     axis.axvline(x, color="grey", linewidth=1)
     for k, (name, verdict) in enumerate(several.items()):
@@ -236,7 +237,7 @@ def cover_figure(settings: Settings, network: str, names, method: str = "Grad-CA
     one row per image; the titles give the probability of the class predicted on the whole image
     """
     study, size = cv.study_of(settings), settings.image_size
-    folds = pd.read_csv(settings.folder / "folds.csv").set_index("name")["fold"]
+    folds = pd.read_csv(settings.folder / "folds.csv", dtype={"name": str}).set_index("name")["fold"]
     titles = "image", "heat map", "important\ncovered", "unimportant\ncovered"
     figure, axes = plt.subplots(len(names), 4, figsize=(8.4, 2.2 * len(names)), squeeze=False, layout="compressed")
     for row, name in zip(axes, names, strict=True):

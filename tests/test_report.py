@@ -19,8 +19,9 @@ def table(right=1.0, hit_rate=3.0, trust=0.5, n=20):
     covered = number % 2 == 0
     return pd.DataFrame({
         "network": "net", "fold": number % 2, "name": [f"image {k}" for k in number],
-        "group": [f"group {k}" for k in number], "class": "A", "predicted": "A", "right": number < right * n, "map": "Grad-CAM", "layer_map": True,
-        "covered": covered, "hit_rate": float(hit_rate), "coverage": 0.5, "background": 0.1,
+        "group": [f"group {k}" for k in number], "class": "A", "predicted": "A", "right": number < right * n,
+        "map": "Grad-CAM", "layer_map": True, "covered": covered, "hit_rate": float(hit_rate),
+        "coverage": 0.5, "background": 0.1,
         "drop_important": np.where(covered, trust, np.nan), "drop_unimportant": np.where(covered, 0.0, np.nan),
         "trust": np.where(covered, trust, np.nan),
     })  # fmt: skip
