@@ -121,6 +121,19 @@ def _draw(rng, picture, levels, classes, size):
     return boxes
 
 
+def scene_grounds(n: int, size: int = 64, seed: int = 0) -> np.ndarray:
+    """(n,) index into `GROUNDS`: the grounds of `make_scenes` with the same arguments, without drawing the scenes."""
+    return _begin(n, size, seed)[1]
+
+
+def _begin(n, size, seed):
+    """Generator of scenes, and the grounds, which are its first draw."""
+    if n < 1 or size < 32:
+        raise ValueError(f"scenes: expected n >= 1 and size >= 32, got n = {n}, size = {size}")
+    rng = np.random.default_rng([seed, n, size])
+    return rng, rng.integers(len(GROUNDS), size=n)
+
+
 def make_scenes(n: int, size: int = 64, seed: int = 0, context: float = 0.9) -> Scenes:
     """Draw scenes; equal arguments, equal scenes.
 
@@ -137,12 +150,9 @@ def make_scenes(n: int, size: int = 64, seed: int = 0, context: float = 0.9) -> 
     ValueError
         if a number is out of range
     """
-    if n < 1 or size < 32:
-        raise ValueError(f"make_scenes: expected n >= 1 and size >= 32, got n = {n}, size = {size}")
     if not 1 / 3 <= context <= 1:
         raise ValueError(f"context: expected a share from 1/3 to 1, got {context}")
-    rng = np.random.default_rng([seed, n, size])
-    grounds = rng.integers(len(GROUNDS), size=n)
+    rng, grounds = _begin(n, size, seed)
     away = (1 - context) / 2 / context  # weight on each other ground; 1 at home
     # twice, so that a shape with a home is about as frequent as the others
     weights = np.ones((len(CLASSES), len(GROUNDS)))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from helpers.data.scenes import BORDER, CLASSES, GROUNDS, HOME, make_scenes, outside
+from helpers.data.scenes import BORDER, CLASSES, GROUNDS, HOME, make_scenes, outside, scene_grounds
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +17,13 @@ def test_equal_seeds_make_equal_scenes_and_others_do_not(scenes):
     np.testing.assert_array_equal(again.levels, scenes.levels)
     assert again.boxes == scenes.boxes
     assert (other.pictures != scenes.pictures).mean() > 0.5
+
+
+def test_grounds_are_known_without_drawing(scenes):
+    np.testing.assert_array_equal(scene_grounds(150), scenes.grounds)
+    np.testing.assert_array_equal(scene_grounds(9, size=32, seed=3), make_scenes(9, size=32, seed=3).grounds)
+    with pytest.raises(ValueError, match="n >= 1"):
+        scene_grounds(0)
 
 
 def test_masks_and_boxes_tell_of_the_same_objects(scenes):
