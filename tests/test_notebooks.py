@@ -300,7 +300,7 @@ def test_compare_methods_takes_other_parameters(tmp_path, shared_results):
     assert "googlenet, fold 2, 8 test images" in everything
     (table,) = (text for text in texts if "method of another family" in text)
     assert len(table.splitlines()) == 1 + 10
-    assert len(list(Path(shared_results).rglob("Score-CAM/fold-2-batch-0"))) == 2
+    assert len(list(Path(shared_results).rglob("Score-CAM/*/fold-2-round-0"))) == 2
 
 
 def test_hit_rate_takes_other_parameters(tmp_path):

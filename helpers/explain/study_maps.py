@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from helpers.models import cross_validation as cv
 from helpers.models.classifiers import stage
 from helpers.settings import Settings, pick_device
 
-BATCH = 8  # images of a task; an interruption loses no more than this
+BATCH = 8  # images of a task, where a round has no more; an interruption loses no more than this
 TARGETS = ("predicted", "true")
 FORMAT = {"zarr_format": 2, "consolidated": False}
 
@@ -31,14 +31,19 @@ def _code():
     return store.fingerprint(attributions, cams, channels, cut, engine, incremental, inference, libraries, occlusion)
 
 
-def _group(settings, architecture, layer, method, fold, number) -> Path:
-    """Group of a zarr hierarchy: maps.zarr/<architecture>/<start>/<layer>/<method>/fold-<k>-batch-<n>."""
-    place = f"stride-{layer}" if isinstance(layer, int) else layer
-    parts = architecture, cv.start_name(settings), place if is_general(method) else "pixels", method
-    return settings.folder.joinpath("maps.zarr", *parts, f"fold-{fold}-batch-{number}")
+def _group(settings, architecture, layer, method, targets, options, fold, number) -> Path:
+    """Group of a zarr hierarchy: maps.zarr/<architecture>/<start>/<layer>/<method>/<choice>/fold-<k>-round-<n>.
+
+    A round holds one test image of each class, so that a few rounds are the beginning of every longer choice. The
+    choice is that of targets and options; maps of different choices stand side by side.
+    """
+    place = (f"stride-{layer}" if isinstance(layer, int) else layer) if is_general(method) else "pixels"
+    choice = f"{targets}-{store.fingerprint(describe(method, get_options(options)))[:6]}"
+    parts = architecture, cv.start_name(settings), place, method, choice
+    return settings.folder.joinpath("maps.zarr", *parts, f"fold-{fold}-round-{number}")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _hash(network, written):
     """Fingerprint of a network's file, read once as long as it was not written again."""
     return store.fingerprint(network)
@@ -59,17 +64,22 @@ def _stored(group) -> str:
         return ""
 
 
-def explain_batch(settings, architecture, fold, which, layer, groups: dict, targets, options) -> None:
-    """Explain some images of a fold by the methods in `groups`, a mapping to where each is kept and what it is from."""
-    study, model = cv.study_of(settings), cv.load_fold(settings, architecture, fold)
+def explain_batch(settings, architecture, fold, rounds, layer, groups: dict, targets, options) -> None:
+    """Explain some rounds of images of a fold by the methods in `groups`, a mapping to where each round is kept and
+    what it is made from."""
+    study, model, which = cv.study_of(settings), cv.load_fold(settings, architecture, fold), np.concatenate(rounds)
     name = stage(architecture, layer) if isinstance(layer, int) else layer
     wanted = study.labels[which] if targets == "true" else None
     found = explain(model, study.images(settings.image_size, which), tuple(groups), wanted, name, **options)
     found = found.assign_coords(name=("image", np.array(study.names)[which]), fold=("image", [fold] * len(which)))
-    for method, (group, made_from) in groups.items():
-        one = found[[method]].assign_attrs(made_from=made_from)
-        with store.replacing(group) as temporary:
-            one.to_zarr(temporary, **FORMAT)
+    ends = np.cumsum([len(part) for part in rounds])
+    for method, kept in groups.items():
+        for (group, made_from), part, end in zip(kept, rounds, ends, strict=True):
+            one = found[[method]].isel(image=slice(end - len(part), end)).assign_attrs(made_from=made_from)
+            for cost in ("forwards", "seconds"):
+                one[method].attrs[cost] = found[method].attrs[cost] * len(part) / len(which)
+            with store.replacing(group) as temporary:
+                one.to_zarr(temporary, **FORMAT)
 
 
 def maps(
@@ -109,33 +119,58 @@ def maps(
     if targets not in TARGETS:
         raise ValueError(f"targets: expected one of {TARGETS}, got {targets!r}")
     get_options(options)
+    with store.one_at_a_time(settings.folder, "explaining"):
+        wanted, tasks = _plan(settings, methods, layer, targets, per_class, folds, options)
+        _make(settings, tasks)
+    return {name: _open(groups) for name, groups in wanted.items()}
+
+
+def _plan(settings, methods, layer, targets, per_class, folds, options):
+    """Every group that is wanted, and the tasks that make those which are missing or were made from something else."""
     study = cv.study_of(settings)
     table = make_folds(study, settings.n_folds, settings.seed)
     wanted, tasks = {}, {}
     for architecture in settings.architectures:
         for fold in range(settings.n_folds) if folds is None else folds:
-            chosen = _chosen(study.labels, split(table, fold)["test"], per_class)
-            for number, which in enumerate(chosen[i : i + BATCH] for i in range(0, len(chosen), BATCH)):
-                place = settings, architecture, fold
+            place, begun = (settings, architecture, fold), 0
+            for rounds in _batches(_rounds(study.labels, split(table, fold)["test"], per_class)):
                 groups = {}
                 for method in methods:
-                    group = _group(settings, architecture, layer, method, fold, number)
-                    made_from = _made_from(*place, which, layer, method, targets, options)
-                    wanted.setdefault(architecture, {}).setdefault(method, []).append(group)
-                    if _stored(group) != made_from:
-                        groups[method] = group, made_from
+                    kept = [
+                        (_group(settings, architecture, layer, method, targets, options, fold, begun + i),
+                         _made_from(*place, which, layer, method, targets, options))
+                        for i, which in enumerate(rounds)
+                    ]  # fmt: skip
+                    wanted.setdefault(architecture, {}).setdefault(method, []).extend(group for group, _ in kept)
+                    if any(_stored(group) != made_from for group, made_from in kept):
+                        groups[method] = kept
                 if groups:
-                    name = f"{architecture}, fold {fold}, batch {number}"
-                    tasks[name] = (*place, which, layer, groups, targets, options)
-    _make(settings, tasks)
-    return {name: _open(groups) for name, groups in wanted.items()}
+                    name = f"{architecture}, fold {fold}, from round {begun}"
+                    tasks[name] = (*place, rounds, layer, groups, targets, options)
+                begun += len(rounds)
+    return wanted, tasks
 
 
-def _chosen(labels, test, per_class):
+def _rounds(labels, test, per_class):
     """Test images in rounds of one of each class: the first few rounds begin any longer choice."""
     rank = pd.Series(test).groupby(labels[test]).cumcount().to_numpy()
-    order = np.lexsort((labels[test], rank))
-    return test[order][: np.sum(rank < (len(test) if per_class is None else per_class))]
+    number = rank.max(initial=-1) + 1
+    return [
+        test[rank == k][np.argsort(labels[test[rank == k]], kind="stable")]
+        for k in range(number if per_class is None else min(number, per_class))
+    ]
+
+
+def _batches(rounds):
+    """Rounds put together, of at most `BATCH` images where that is possible."""
+    together = []
+    for part in rounds:
+        if together and sum(map(len, together)) + len(part) > BATCH:
+            yield together
+            together = []
+        together.append(part)
+    if together:
+        yield together
 
 
 def _make(settings, tasks):
@@ -163,8 +198,8 @@ def map_costs(settings: Settings) -> pd.DataFrame:
     Forwards are images that passed the whole network, seconds those of one thread.
     """
     root, rows = settings.folder / "maps.zarr", []
-    for file in sorted(root.glob("*/*/*/*/*/.zattrs")):
-        *place, method = file.parent.parent.relative_to(root).parts
+    for file in sorted(root.glob("*/*/*/*/*/*/.zattrs")):
+        *place, method, _ = file.parent.parent.relative_to(root).parts
         with xr.open_zarr(file.parent, consolidated=False) as batch:
             about = batch[method].attrs
             rows.append((*place, method, batch.sizes["image"], about["forwards"], about["seconds"]))

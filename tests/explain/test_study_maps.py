@@ -70,12 +70,24 @@ def test_only_what_hangs_on_a_change_is_made_again(settings, monkeypatch):
     changed = tasks_of(monkeypatch, settings, METHODS, eigen_smooth=True)
     assert {method for task in changed.values() for method in task[5]} == {"Grad-CAM"}
     assert len(tasks_of(monkeypatch, settings, METHODS, layer=8)) == 6
-    group = next(settings.folder.glob("maps.zarr/mobilenet_v2/*/pixels/Saliency/fold-1-batch-0"))
+    group = next(settings.folder.glob("maps.zarr/mobilenet_v2/*/pixels/Saliency/predicted-*/fold-1-round-0"))
     shutil.rmtree(group)
-    assert list(tasks_of(monkeypatch, settings, METHODS)) == ["mobilenet_v2, fold 1, batch 0"]
+    assert list(tasks_of(monkeypatch, settings, METHODS)) == ["mobilenet_v2, fold 1, from round 0"]
     maps(settings, METHODS)
     monkeypatch.setattr(study_maps, "_code", lambda: "other code")
     assert len(tasks_of(monkeypatch, settings, METHODS)) == 6
+
+
+def test_a_sample_and_the_whole_share_their_maps_and_choices_stand_side_by_side(settings, monkeypatch):
+    maps(settings, "HiResCAM", layer=8, per_class=1)
+    maps(settings, "HiResCAM", layer=8)
+    assert tasks_of(monkeypatch, settings, "HiResCAM", layer=8, per_class=1) == {}
+    sample = maps(settings, "HiResCAM", layer=8, per_class=1)["mobilenet_v2"]
+    whole = maps(settings, "HiResCAM", layer=8)["mobilenet_v2"]
+    assert set(sample["name"].values) <= set(whole["name"].values)
+    maps(settings, "HiResCAM", layer=8, targets="true")
+    maps(settings, "HiResCAM", layer=8, precision="bfloat16")
+    assert tasks_of(monkeypatch, settings, "HiResCAM", layer=8) == {}
 
 
 def test_a_failed_batch_loses_nothing_else(settings, monkeypatch):
@@ -99,8 +111,8 @@ def test_a_failed_batch_loses_nothing_else(settings, monkeypatch):
 
 def test_the_hierarchy_opens_without_this_package(settings):
     maps(settings, METHODS)
-    groups = sorted(settings.folder.glob("maps.zarr/mobilenet_v2/random-32px/stride-32/Grad-CAM/*"))
-    assert [group.name for group in groups if not group.name.startswith(".")][0] == "fold-0-batch-0"
+    groups = sorted(settings.folder.glob("maps.zarr/mobilenet_v2/random-32px/stride-32/Grad-CAM/predicted-*/*"))
+    assert [group.name for group in groups if not group.name.startswith(".")][0] == "fold-0-round-0"
     with xr.open_zarr(groups[0], consolidated=False) as batch:
         assert batch["Grad-CAM"].attrs["layer"] == "features.18"
 
@@ -108,7 +120,8 @@ def test_the_hierarchy_opens_without_this_package(settings):
 def test_costs(settings):
     maps(settings, METHODS)
     costs = map_costs(settings).set_index(["method", "layer"])
-    assert costs.loc[("Saliency", "pixels"), ["images", "forwards"]].tolist() == [40, 40]
+    images, forwards = costs.loc[("Saliency", "pixels"), ["images", "forwards"]]
+    assert images >= 40 and forwards == images
     assert (costs["seconds"] > 0).all()
 
 
