@@ -10,11 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import nibabel
+import numpy as np
 import pandas as pd
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
 from helpers import pages, run
+from helpers.data.chest_ct import phantom_volumes
 from helpers.settings import ROOT
 
 LESSONS = run.find() if list(run.NOTEBOOKS.glob("*.ipynb")) else []
@@ -301,6 +304,43 @@ def test_compare_methods_takes_other_parameters(tmp_path, shared_results):
     (table,) = (text for text in texts if "method of another family" in text)
     assert len(table.splitlines()) == 1 + 10
     assert len(list(Path(shared_results).rglob("Score-CAM/*/fold-2-round-0"))) == 2
+
+
+def test_break_grad_cam_takes_other_parameters(tmp_path):
+    values = SMALL | {"RESULTS": str(tmp_path), "ARCHITECTURES": ["densenet201", "mobilenet_v2"], "FOLD": 2}
+    values |= {"SPOT_NETWORKS": 2, "SPOT_IMAGES": 20, "MARKED_IMAGES": 10, "MARKED_EPOCHS": 1}
+    everything = "\n".join(rerun(tmp_path, "14", **values))
+    assert "seed 1" in everything
+    assert "8 test images of fold 2" in everything
+    assert "2 networks x 20 test images" in everything
+    assert "mobilenet_v2, within 1e-5 of the largest logit: Grad-CAM True HiResCAM True" in everything
+    assert "24 pictures with the ruler (Occlusion: 6)" in everything
+
+
+def test_explain_photographs_takes_other_parameters(tmp_path):
+    values = {"RESULTS": str(tmp_path), "SEED": 1, "N_IMAGES": 100, "EPOCHS": 1, "TEST_IMAGES": 12, "DELETED": 6}
+    everything = "\n".join(rerun(tmp_path, "15", **values))
+    assert "seed 1" in everything
+    assert "measured: (12, 3, 64, 64)" in everything
+    assert "small-flatten-random-64px: trained now (nothing there)" in everything
+
+
+def test_prepare_chest_ct_takes_own_ct(tmp_path):
+    chests, folder = phantom_volumes(3, seed=7), tmp_path / "own"
+    folder.mkdir()
+    for i, name in enumerate("abc"):
+        image = nibabel.Nifti1Image(chests.volume(i).transpose(2, 1, 0), np.diag([-4, -4, -4, 1]))
+        nibabel.save(image, folder / f"{name}.nii.gz")
+    (folder / "labels.csv").write_text(
+        "name,nodule*right_lung,nodule*left_lung,calcification*aorta\na,1,0,1\nb,0,1,0\nc,0,0,0\n"
+    )
+    values = {"VOLUMES": str(folder), "SEED": 1, "CONFOUNDED": 0.0, "GRID": 14, "TRAIN": 3, "VALID": 1, "TEST": 2}
+    everything = "\n".join(rerun(tmp_path, "20", **values))
+    assert "seed 1" in everything
+    assert "own: all 3 volumes" in everything
+    assert "a: (93, 92, 92) int16, 4.0 mm" in everything
+    assert "allowed: (2, 27, 14, 14)" in everything
+    assert "6 phantoms; recipe failed in" in everything
 
 
 def test_hit_rate_takes_other_parameters(tmp_path):
