@@ -192,6 +192,37 @@ def measure(net: nn.Module, task: Spots, method: str, hollow: bool = False) -> p
     return table.assign(label=task.labels, right=whole.argmax(1) == task.labels, worth=worth, follows=follows)
 
 
+def mean_weights(net: nn.Module, task: Spots) -> np.ndarray:
+    """With how much Grad-CAM weighs an average spot, beside how large the weights are.
+
+    A feature f of the flatten network has the weight W[c, f] at every place for class c. Grad-CAM takes its mean over
+    the places; the features are averaged by their activations a_f on the spots of all pictures:
+    sum_f a_f mean(W[c, f]) / sum_f a_f.
+
+    Parameters
+    ----------
+    net : of `train` with the head "flatten"
+    task : pictures
+
+    Returns
+    -------
+    (2, 2) array, a row per class: with the weights themselves, and with their magnitudes
+
+    Raises
+    ------
+    ValueError
+        if the network has one weight per feature
+    """
+    with torch.no_grad():
+        activations = net[: int(LAYER) + 1](torch.from_numpy(task.pictures())).numpy()
+    if net[-1].in_features != activations[0].size:
+        raise ValueError(f"net: expected the head flatten, {activations[0].size} weights, got {net[-1].in_features}")
+    share = (activations * task.near().any(1)[:, None]).sum((0, 2, 3))
+    weights = net[-1].weight.detach().numpy().reshape(len(CLASSES), len(share), -1)
+    both = np.stack([weights.mean(2), np.abs(weights).mean(2)], 1)
+    return both @ (share / share.sum())
+
+
 def compare(networks: int, images: int, methods=("Grad-CAM", "HiResCAM"), seed: int = 0):
     """Train networks with either head, each on 1000 pictures of its own, and judge their maps on others.
 

@@ -13,6 +13,7 @@ from helpers.evaluate.spots import (
     drops,
     judge,
     logits,
+    mean_weights,
     measure,
     spots,
     train,
@@ -146,6 +147,29 @@ def test_measure_adds_what_the_network_does(task, net):
     assert not np.allclose(table["above"], measure(net, task, "HiResCAM", hollow=True)["above"])
 
 
+def test_the_mean_weight_of_a_spot_is_what_grad_cam_multiplies_with(task):
+    net = train("flatten", task, 1, 1e-2, features=1)
+    maps = explain(net, task.pictures(), "Grad-CAM", [0] * len(task.labels), LAYER)["Grad-CAM"].values
+    with torch.no_grad():
+        activations = net[:4](torch.from_numpy(task.pictures())).numpy()[:, 0]
+    np.testing.assert_allclose(maps, mean_weights(net, task)[0, 0] * activations, rtol=1e-4, atol=1e-7)
+
+
+def test_weights_that_are_alike_everywhere_have_the_mean_of_their_magnitudes(task):
+    net = train("flatten", task, 1, 1e-2)
+    with torch.no_grad():
+        net[-1].weight[0], net[-1].weight[1] = 0.5, -0.25
+    np.testing.assert_allclose(mean_weights(net, task), [[0.5, 0.5], [-0.25, 0.25]], rtol=1e-6)
+
+
+def test_weights_of_two_halves_cancel(task):
+    net = train("flatten", task, 1, 1e-2)
+    halves = torch.where(torch.arange(CELLS)[:, None] < CELLS // 2, 1.0, -1.0).expand(12, CELLS, CELLS)
+    with torch.no_grad():
+        net[-1].weight.copy_(torch.stack([halves, -halves]).flatten(1))
+    np.testing.assert_allclose(mean_weights(net, task), [[0, 1], [0, 1]], atol=1e-6)
+
+
 def test_compare_trains_and_judges_every_network(monkeypatch):
     monkeypatch.setattr(module, "HEADS", {"flatten": (1, 1e-2), "pooling": (1, 1e-2)})
     monkeypatch.setattr(module, "TRAINING", 50)
@@ -174,6 +198,10 @@ def test_a_few_epochs_learn_the_task_and_repeat():
         (lambda task: task.pictures((1,)), "keep: expected two factors"),
         (lambda task: train("flat", task, 1, 1e-2), "head: expected one of"),
         (lambda task: train("flatten", task, 0, 1e-2), "epochs: expected at least 1, got 0"),
+        (
+            lambda task: mean_weights(train("pooling", task, 1, 1e-2), task),
+            "net: expected the head flatten, 1200 weights, got 12",
+        ),
         (lambda task: judge(np.zeros((60, 5, 5)), task), r"maps: expected \(60, 10, 10\), got \(60, 5, 5\)"),
     ],
 )
