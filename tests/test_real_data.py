@@ -4,11 +4,12 @@ import pytest
 
 from helpers.data.folds import make_folds
 from helpers.evaluate.localization import hit_rate
-from helpers.evaluate.statistics import bootstrap_interval, fold_interval
+from helpers.evaluate.statistics import bootstrap_interval, fold_interval, intervals
 from helpers.explain.engine import explain
 from helpers.explain.heatmaps import to_heatmap
 from helpers.models import cross_validation as cv
 from helpers.models.classifiers import stage
+from helpers.report import evidence, judge, write_report
 from helpers.settings import get_settings
 
 IMAGE_SIZE = 224
@@ -66,3 +67,25 @@ def test_every_image_gets_a_heat_map_and_those_with_a_lesion_a_hit_rate(starts, 
     with capsys.disabled():
         print(f"\nbreast ultrasound, Hit Rate of Grad-CAM: {bootstrap_interval(rates)}")
     assert len(rates) == 40
+
+
+@pytest.mark.filterwarnings("ignore:breast_ultrasound:UserWarning")
+def test_a_report_on_breast_ultrasound(starts, capsys):
+    settings = starts["ImageNet"]
+    proof = evidence(settings, ("Grad-CAM", "HiResCAM"), per_class=2)
+    judgement = judge(proof, "mobilenet_v2")
+    path = write_report(settings, proof, judgement)
+    with capsys.disabled():
+        print(f"\nbreast ultrasound: {judgement.sentence}\n{judgement.on_map}\n{judgement.on_network}")
+        print("; ".join(judgement.counts))
+        print({key: intervals(proof, "map", key)["text"].to_dict() for key in ("hit_rate", "trust")})
+    part = proof[proof["map"] == "Grad-CAM"]
+    assert len(part) == 48
+    assert (~part["layer_map"]).sum() == (part["class"] == "normal").sum() == 8
+    assert judgement.counts[1].startswith("8 images without a layer map")
+    assert part.loc[~part["layer_map"], "hit_rate"].isna().all()
+    assert part["covered"].sum() == sum(min(2, n) for n in part.groupby(["fold", "class"]).size())
+    assert (proof.loc[(proof["map"] == "layer map") & proof["layer_map"], "hit_rate"] == 3).all()
+    page = path.read_text(encoding="utf-8")
+    assert judgement.on_network.verdict in page
+    assert len(page) > 100_000
