@@ -351,6 +351,14 @@ def test_hit_rate_takes_other_parameters(tmp_path):
     assert "densenet201" not in everything
 
 
+def test_coverage_takes_other_parameters(tmp_path):
+    values = SMALL | {"RESULTS": str(tmp_path), "ARCHITECTURES": ["mobilenet_v2"]}
+    everything = "\n".join(rerun(tmp_path, "17", **values))
+    assert "40 of 40 images have a layer map, in 20 groups; 64 x 64 pixels" in everything
+    assert "Grad-CAM of mobilenet_v2, 40 images" in everything
+    assert "densenet201" not in everything
+
+
 # A lesson that keeps every rule, and for every rule a change that breaks it.
 
 TEXT = """# 03 · Toy
