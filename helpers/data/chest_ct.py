@@ -181,7 +181,7 @@ class Phantom(NamedTuple):
     confounders: frozenset  # labels whose confounder is there
 
 
-def phantom_volumes(n=60, seed=0, confounded: float | None = 0.9, prevalence: float = 0.4) -> Volumes:
+def phantom_volumes(n=60, seed=0, confounded: float | None = 0.8, prevalence: float = 0.4) -> Volumes:
     """Phantom volumes at 4 mm with labels that are drawn independently of each other.
 
     Parameters
@@ -209,7 +209,7 @@ def phantom_volumes(n=60, seed=0, confounded: float | None = 0.9, prevalence: fl
         for label, (places, _) in FINDINGS.items():
             there, side, thing = rng.random() < prevalence, rng.random(), rng.random()
             if there:
-                chosen = places if len(places) == 1 or side < 0.2 else places[: 1] if side < 0.6 else places[1:]
+                chosen = places if len(places) == 1 or side < 0.2 else places[:1] if side < 0.6 else places[1:]
                 present |= {(label, place) for place in chosen}
             if confounded is not None and thing < (1 + confounded * (1 if there else -1)) / 2:
                 things.add(label)

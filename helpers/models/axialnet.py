@@ -161,7 +161,7 @@ class AxialNet(nn.Module):
             if trunk == "resnet18":
                 trunk, in_channels = resnet_trunk(weights, seed), 512
             elif trunk == "small":
-                trunk, in_channels = small_trunk(), 32
+                trunk, in_channels = small_trunk(), 24
             self.slices = SliceNet(trunk, in_channels, n_labels, side, channels, kernel, padding, head == "pooled")
         self.head = head
 

@@ -36,8 +36,8 @@ class Recipe:
     ----------
     weight, norm, cam : of the mask loss, see `axialnet.mask_loss`; cam: "HiResCAM" or "Grad-CAM"
     seed : of weights, order and changes
-    head, trunk, channels, kernel, padding, weights : see `AxialNet`; trunk: "resnet18", or widths and strides of a
-        `small_trunk`
+    head, trunk, channels, kernel, padding, weights : see `AxialNet`; trunk: "resnet18", or channels, strides and
+        pool of a `small_trunk`
     shape : of the prepared volumes
     epochs, patience : passes over the training volumes; epochs without a lower total validation loss until it stops
     batch_size : volumes per step and device
@@ -55,13 +55,13 @@ class Recipe:
     cam: str = "HiResCAM"
     seed: int = 0
     head: str = "mean"
-    trunk: str | tuple = ((12, 24), (3, 2))
+    trunk: str | tuple = ((12, 24), (3, 2), 2)
     channels: tuple[int, ...] = (16,)
     kernel: int = 1
     padding: int = 0
     weights: str = "random"
     shape: tuple[int, int, int] = QUICK_SHAPE
-    epochs: int = 10
+    epochs: int = 12
     patience: int = 15
     batch_size: int = 2
     optimizer: str = "adamw"

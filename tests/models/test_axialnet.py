@@ -12,7 +12,7 @@ SIDE, GROUPS, LABELS = 36, 5, 3
 
 
 def network(head="mean", **options):
-    """A scaled network in float64 with a grid of 3 x 3, or 1 x 1 with the paper's convolutions."""
+    """A scaled network in float64 with a grid of 6 x 6."""
     settings = {"trunk": "small", "side": SIDE, "channels": (8, 6), "padding": 1, "seed": 3} | options
     return AxialNet(LABELS, head=head, **settings).double().eval()
 
@@ -185,7 +185,7 @@ def test_gradients_of_the_mask_loss(norm, cam):
 
 def test_mask_loss_moves_the_attention_inside():
     model, x = network().float().train(), volumes().float()
-    labels, allowed = torch.ones(2, LABELS), torch.zeros(2, LABELS, GROUPS, 3, 3, dtype=torch.bool)
+    labels, allowed = torch.ones(2, LABELS), torch.zeros(2, LABELS, GROUPS, 6, 6, dtype=torch.bool)
     allowed[..., 0] = True
     optimizer, outside = torch.optim.Adam(model.parameters(), 0.01), []
     for _ in range(20):
@@ -204,7 +204,7 @@ def test_mask_loss_moves_the_attention_inside():
     [
         (lambda: network("median"), "head: expected one of"),
         (lambda: network(trunk="resnet50"), "trunk: expected 'resnet18'"),
-        (lambda: network(channels=(8, 8), padding=0), "trunk: 36 px become"),
+        (lambda: network(channels=(8,) * 3, padding=0), "trunk: 36 px become"),
         (lambda: network().features(torch.rand(GROUPS, 3, SIDE, SIDE)), "volumes: expected .N, H, 3, h, w."),
         (lambda: network().attention(torch.rand(1, 2, 6, 3, 3), "LayerCAM"), "cam: expected one of"),
         (lambda: mask_loss(*toy(), norm="l1"), "norm: expected one of"),

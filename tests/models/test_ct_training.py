@@ -9,7 +9,7 @@ from helpers.models import ct_training
 from helpers.models.axialnet import mask_loss
 from helpers.models.ct_training import PAPER, QUICK, Examples, Experiment, fit
 
-TINY = QUICK.vary(trunk=((4, 6), (6, 2)), channels=(4,), epochs=3, weight=1.0)
+TINY = QUICK.vary(trunk=((4, 6), (6, 2), 1), channels=(4,), epochs=3, weight=1.0)
 
 
 @pytest.fixture(scope="module")
