@@ -153,6 +153,11 @@ def train_fold(settings: Settings, architecture: str, fold: int) -> None:
     _finish(folder, made_from)
 
 
+def _train(settings, architecture, fold):
+    """Train a fold, or the source task for no fold."""
+    train_source(settings, architecture) if fold is None else train_fold(settings, architecture, fold)
+
+
 def train_folds(settings: Settings, folds=None) -> pd.DataFrame:
     """Train what is missing or was made from other data, settings or code; say what was found and what is trained.
 
@@ -197,12 +202,11 @@ def train_folds(settings: Settings, folds=None) -> pd.DataFrame:
     needed = list(dict.fromkeys(missing["architecture"])) if settings.weights == "source" else []
     sources = [a for a in needed if store.changed(source_folder(settings, a), _source_made_from(settings, a))]
     with compute.pool(settings.scheduler, workers) as pool:
-        if sources:
-            tasks = {f"{a}, source task": (settings, a) for a in sources}
-            pool.run(train_source, tasks, "source task")
-        pairs = zip(missing["architecture"], missing["fold"], strict=True)
-        tasks = {f"{architecture}, fold {fold}": (settings, architecture, fold) for architecture, fold in pairs}
-        pool.run(train_fold, tasks, f"{len(tasks)} trainings", kind=lambda name: name.split(",")[0])
+        tasks = {f"{a}, source task": (settings, a, None) for a in sources}
+        for architecture, fold in zip(missing["architecture"], missing["fold"], strict=True):
+            tasks[f"{architecture}, fold {fold}"] = settings, architecture, fold
+        after = {name: f"{name.split(',')[0]}, source task" for name in list(tasks)[len(sources) :]}
+        pool.run(_train, tasks, f"{len(tasks)} trainings", lambda name: name.split(",")[0], after)
     return status
 
 
