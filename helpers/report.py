@@ -40,7 +40,9 @@ NAMES = {"accuracy": "accuracy: share classified rightly", "trust": "trust: diff
 OPEN = 4  # exponent of the scale of accuracies
 
 
-def evidence(settings: Settings, methods=("Grad-CAM",), layer=32, per_class: int | None = 2, folds=None):
+def evidence(
+    settings: Settings, methods="Grad-CAM", layer=32, per_class: int | None = 2, folds=None, covered=()
+) -> pd.DataFrame:
     """Everything the verdicts are made from: one row per network, test image and map.
 
     Parameters
@@ -50,6 +52,8 @@ def evidence(settings: Settings, methods=("Grad-CAM",), layer=32, per_class: int
     layer : of the CAMs, as in `study_maps.maps`
     per_class : so many test images of each class in each fold are covered; None for all
     folds : fold numbers; None for all
+    covered : more methods whose maps are covered along with these and then left out, where one stored table of
+        `confidence_scores` serves for all of them; named in their order, `methods` among them
 
     Returns
     -------
@@ -72,8 +76,9 @@ def evidence(settings: Settings, methods=("Grad-CAM",), layer=32, per_class: int
     places = pd.concat(places, axis=1).reset_index().rename(columns={"method": "map"})
     places = places.astype({"network": str, "map": str, "name": str})
     parts = ("important", "unimportant")
-    covered = confidence_scores(settings, methods, layer, per_class, folds, part=parts, baselines=True)
-    drops = covered.pivot(index=["network", "name", "map"], columns="part", values="drop").add_prefix("drop_")
+    table = confidence_scores(settings, covered or methods, layer, per_class, folds, part=parts, baselines=True)
+    table = table[~table["map"].isin(set(covered) - set(methods))]
+    drops = table.pivot(index=["network", "name", "map"], columns="part", values="drop").add_prefix("drop_")
     drops = drops.assign(trust=drops["drop_important"] - drops["drop_unimportant"], covered=True).reset_index()
     told = []
     for network in settings.architectures:
@@ -238,11 +243,13 @@ def cover_figure(settings: Settings, network: str, names, method: str = "Grad-CA
     """
     study, size = cv.study_of(settings), settings.image_size
     folds = pd.read_csv(settings.folder / "folds.csv", dtype={"name": str}).set_index("name")["fold"]
+    place, model, loaded = stage(network, layer) if isinstance(layer, int) else layer, None, None
     titles = "image", "heat map", "important\ncovered", "unimportant\ncovered"
     figure, axes = plt.subplots(len(names), 4, figsize=(8.4, 2.2 * len(names)), squeeze=False, layout="compressed")
     for row, name in zip(axes, names, strict=True):
-        i, model = study.names.index(name), cv.load_fold(settings, network, int(folds[name]))
-        place = stage(network, layer) if isinstance(layer, int) else layer
+        i, fold = study.names.index(name), int(folds[name])
+        if fold != loaded:
+            model, loaded = cv.load_fold(settings, network, fold), fold
         image, levels = study.images(size, [i]), study.layer_maps(size, [i])[0]
         heatmap = to_heatmap(explain(model, image, method, layer=place)[method].values, size)
         kept = np.nan_to_num(heatmap)[:, None]

@@ -147,3 +147,9 @@ def test_the_summary_has_a_row_per_map(proof):
     assert len(found) == 7
     assert found.loc["layer map", "Hit Rate 1"].startswith("3.00 [3.00, 3.00]")
     assert found.loc["flat map", "trust"].startswith("no value")
+
+
+def test_one_stored_table_serves_several_methods(settings, proof):
+    found = evidence(settings, "HiResCAM", per_class=1, folds=[1], covered=("Grad-CAM", "HiResCAM"))
+    wanted = proof[proof["map"] != "Grad-CAM"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found, wanted)
