@@ -308,11 +308,13 @@ def write_report(
     }
     figures = []
     for name, (figure, alt, caption) in drawn.items():
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # the layout is found once, and no margin is cut: half the time
         for kind in ("svg", "png"):
             file = io.BytesIO()
             metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
             with plt.rc_context({"svg.hashsalt": network}):
-                figure.savefig(file, format=kind, dpi=DPI, bbox_inches="tight", metadata=metadata)
+                figure.savefig(file, format=kind, dpi=DPI, metadata=metadata)
             with replacing(folder / f"{network}_{name}.{kind}") as temporary:
                 temporary.write_bytes(file.getvalue())
         plt.close(figure)
