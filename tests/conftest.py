@@ -21,6 +21,24 @@ def real_data():
     return folder
 
 
+@pytest.fixture(scope="module")
+def trained_study(tmp_path_factory):
+    """`trained_study(folds=None, **changes)`: settings of a tiny study whose networks of these folds are trained."""
+
+    def make(folds=None, **changes):
+        from helpers.models import cross_validation as cv
+        from helpers.settings import get_settings
+
+        made = get_settings(
+            "quick", results=tmp_path_factory.mktemp("results"), architectures="mobilenet_v2", epochs=1, n_folds=3,
+            weights="random", device="cpu", workers=0, **changes,
+        )  # fmt: skip
+        cv.train_folds(made, folds=folds)
+        return made
+
+    return make
+
+
 @pytest.fixture
 def write_notebook():
     """`write_notebook(path, *cells)`: cells are code, Markdown (beginning with "# "), or ("parameters", code)."""

@@ -10,7 +10,6 @@ import pytest
 from helpers.evaluate.verdict import ON_MAP, ON_NETWORK
 from helpers.models import cross_validation as cv
 from helpers.report import cover_figure, draw_scheme, evidence, judge, scheme_figure, summary, write_report
-from helpers.settings import get_settings
 
 
 def table(right=1.0, hit_rate=3.0, trust=0.5, n=20):
@@ -83,13 +82,8 @@ def test_a_scheme_is_drawn_with_its_verdicts_and_points():
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    made = get_settings(
-        "quick", results=tmp_path_factory.mktemp("results"), architectures="mobilenet_v2", images_per_class=6,
-        image_size=64, epochs=1, weights="random", device="cpu", workers=0, n_folds=3,
-    )  # fmt: skip
-    cv.train_folds(made, folds=[1])
-    return made
+def settings(trained_study):
+    return trained_study(folds=[1], images_per_class=6, image_size=64)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from helpers.explain import inference
 from helpers.explain.engine import METHODS, is_general
 from helpers.explain.heatmaps import SIGNS, to_heatmap
 from helpers.explain.options import get_options
-from helpers.explain.study_maps import maps
+from helpers.explain.study_maps import maps, network_fingerprint
 from helpers.models import cross_validation as cv
 from helpers.settings import Settings, pick_device
 
@@ -262,7 +262,7 @@ def confidence_scores(
     for network, dataset in found.items():
         for fold in np.unique(dataset["fold"]):
             part = dataset.isel(image=np.flatnonzero(dataset["fold"] == fold))
-            model = cv.fold_folder(settings, network, fold) / store.SEAL
+            model = network_fingerprint(settings, network, int(fold))
             about = cv.study_of(settings).fingerprint, part["name"].values.tolist(), sign, arguments
             about += (settings.seed, store.fingerprint(localization)) if baselines else ()
             values = {name: part[name].values for name in part}

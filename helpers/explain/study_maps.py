@@ -44,14 +44,18 @@ def _group(settings, architecture, layer, method, targets, options, fold, number
 
 
 @cache
-def _hash(network, written):
-    """Fingerprint of a network's file, read once as long as it was not written again."""
-    return store.fingerprint(network)
+def _hash(file, written):
+    return store.fingerprint(file)
+
+
+def network_fingerprint(settings: Settings, architecture: str, fold: int) -> str:
+    """Fingerprint of the kept weights of a fold; the file is read once as long as it is not written again."""
+    file = cv.fold_folder(settings, architecture, fold) / "model.safetensors"
+    return _hash(file, file.stat().st_mtime_ns)
 
 
 def _made_from(settings, architecture, fold, which, layer, method, targets, options):
-    file = cv.fold_folder(settings, architecture, fold) / "model.safetensors"
-    network = _hash(file, file.stat().st_mtime_ns)
+    network = network_fingerprint(settings, architecture, fold)
     study, kind = cv.study_of(settings), describe(method, get_options(options))
     return store.fingerprint(_code(), network, study.fingerprint, which, layer, method, targets, kind)
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import lightning
 import numpy as np
 import pandas as pd
 import torch
@@ -23,8 +20,9 @@ from helpers import compute, store
 from helpers.data import organs
 from helpers.data.chest_ct import PAPER_SHAPE, QUICK_SHAPE, Volumes, draw_change, prepare, store_volumes
 from helpers.models import axialnet
+from helpers.models import training as training_module
 from helpers.models.axialnet import CAMS, AxialNet, mask_loss, small_trunk
-from helpers.models.training import CHECKPOINT_SECONDS, Shuffled, StraightToDisk, best_weights
+from helpers.models.training import Resumable, Shuffled, best_weights
 from helpers.settings import pick_device
 
 
@@ -125,13 +123,13 @@ class Examples(Dataset):
         return tuple(map(torch.from_numpy, (prepared, self.labels[i].astype(np.float32), allowed)))
 
 
-class MaskTraining(lightning.LightningModule):
+class MaskTraining(Resumable):
     """Training of one AxialNet that remembers its curves and the weights of the lowest total validation loss."""
 
     def __init__(self, model: AxialNet, recipe: Recipe, checkpoint: Path):
-        super().__init__()
-        self.model, self.recipe, self.checkpoint = model, recipe, checkpoint
-        self.curves, self.best, self._saved, self._losses = [], None, time.monotonic(), {"train": [], "val": []}
+        super().__init__(checkpoint)
+        self.model, self.recipe = model, recipe
+        self.curves, self.best, self._losses = [], None, {"train": [], "val": []}
 
     def _loss(self, batch, part):
         volumes, labels, allowed = batch
@@ -164,17 +162,6 @@ class MaskTraining(lightning.LightningModule):
                     torch.save(self.model.state_dict(), temporary)
         if row["epoch"] - self.best["epoch"] >= self.recipe.patience:
             self.trainer.should_stop = True
-
-    def on_train_epoch_end(self):
-        if time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
-            self.trainer.save_checkpoint(self.checkpoint)
-            self._saved = time.monotonic()
-
-    def on_save_checkpoint(self, checkpoint):
-        checkpoint |= {"best": self.best, "curves": self.curves}
-
-    def on_load_checkpoint(self, checkpoint):
-        self.best, self.curves = checkpoint["best"], checkpoint["curves"]
 
     def configure_optimizers(self):
         recipe, parameters = self.recipe, list(self.model.parameters())
@@ -210,24 +197,15 @@ def fit(recipe: Recipe, train: Examples, val: Examples, folder: Path, key: str, 
             other.unlink()
     training = MaskTraining(model.to(memory_format=torch.channels_last), recipe, checkpoint)
     order = Shuffled(len(train), recipe.batch_size, recipe.seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in ("pytorch", "fabric"):
-            logging.getLogger(f"lightning.{name}").setLevel(logging.ERROR)
-        trainer = lightning.Trainer(
-            max_epochs=recipe.epochs,
-            accelerator="gpu" if pick_device(device).type == "cuda" else "cpu",
-            devices=recipe.devices,
-            num_nodes=recipe.num_nodes,
-            precision=recipe.precision,
-            plugins=[StraightToDisk()],
-            num_sanity_val_steps=0,
-            default_root_dir=folder,
-            **dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False),
-        )
-        resume = checkpoint if checkpoint.is_file() else None
-        loaders = DataLoader(train, recipe.batch_size, sampler=order), DataLoader(val, recipe.batch_size)
-        trainer.fit(training, *loaders, ckpt_path=resume, weights_only=True)
+    training.run(
+        DataLoader(train, recipe.batch_size, sampler=order),
+        DataLoader(val, recipe.batch_size),
+        max_epochs=recipe.epochs,
+        accelerator="gpu" if pick_device(device).type == "cuda" else "cpu",
+        devices=recipe.devices,
+        num_nodes=recipe.num_nodes,
+        precision=recipe.precision,
+    )
     model.load_state_dict(torch.load(best_weights(checkpoint), map_location="cpu", weights_only=True))
     return model.cpu().eval(), training
 
@@ -302,7 +280,7 @@ class Experiment:
     def _made_from(self, recipe):
         made_from = {name: store.fingerprint(value) for name, value in asdict(recipe).items()}
         made_from |= {part: self.sets[part].fingerprint for part in ("train", "val")}
-        return made_from | {"code": store.fingerprint(sys.modules[__name__], axialnet, organs)}
+        return made_from | {"code": store.fingerprint(sys.modules[__name__], axialnet, organs, training_module)}
 
     def _home(self, recipe):
         return Path(self.folder) / "networks" / recipe.name

@@ -6,15 +6,11 @@ ONE linear layer over all features at all positions; "pool" averages over the po
 
 from __future__ import annotations
 
-import logging
 import sys
-import time
-import warnings
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import lightning
 import numpy as np
 import pandas as pd
 import torch
@@ -27,8 +23,9 @@ from torchvision import models
 from helpers import store
 from helpers.data import photographs as photographs_module
 from helpers.data.photographs import Photographs
+from helpers.models import training as training_module
 from helpers.models.classifiers import read_weights
-from helpers.models.training import CHECKPOINT_SECONDS, Shuffled, StraightToDisk
+from helpers.models.training import Resumable, Shuffled
 from helpers.settings import Settings, pick_device
 
 BODIES, HEADS = ("small", "vgg16"), ("flatten", "pool")
@@ -168,11 +165,12 @@ class _Pictures(Dataset):
         return torch.from_numpy(picture.copy()), torch.from_numpy(self.photographs.labels[index].astype(np.float32))
 
 
-class _Training(lightning.LightningModule):
+class _Training(Resumable):
+    remembered = ("curve",)
+
     def __init__(self, model, recipe, checkpoint):
-        super().__init__()
-        self.model, self.recipe, self.checkpoint = model, recipe, checkpoint
-        self.curve, self._losses, self._saved = [], [], time.monotonic()
+        super().__init__(checkpoint)
+        self.model, self.recipe, self.curve, self._losses = model, recipe, [], []
 
     def training_step(self, batch, _):
         images, labels = batch
@@ -186,15 +184,7 @@ class _Training(lightning.LightningModule):
         self._losses.clear()
         if not np.isfinite(self.curve[-1]):
             raise FloatingPointError(f"the training loss of epoch {self.current_epoch} is {self.curve[-1]}")
-        if time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
-            self.trainer.save_checkpoint(self.checkpoint)
-            self._saved = time.monotonic()
-
-    def on_save_checkpoint(self, checkpoint):
-        checkpoint["curve"] = self.curve
-
-    def on_load_checkpoint(self, checkpoint):
-        self.curve = checkpoint["curve"]
+        super().on_train_epoch_end()
 
     def configure_optimizers(self):
         recipe, parameters = self.recipe, self.model.parameters()
@@ -212,23 +202,8 @@ def _fit(model, photographs, recipe, settings, checkpoint):
     order = Shuffled(len(which), recipe.batch_size, settings.seed)
     loader = DataLoader(_Pictures(photographs, which, recipe, settings.seed), recipe.batch_size, sampler=order)
     training = _Training(model, recipe, checkpoint)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in ("lightning.pytorch", "lightning.fabric"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        trainer = lightning.Trainer(
-            max_epochs=recipe.epochs,
-            accelerator="gpu" if pick_device(settings.device).type == "cuda" else "cpu",
-            devices=1,
-            enable_checkpointing=False,
-            plugins=[StraightToDisk()],
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=checkpoint.parent,
-        )
-        resume = checkpoint if checkpoint.is_file() else None
-        trainer.fit(training.train(), loader, ckpt_path=resume, weights_only=True)
+    accelerator = "gpu" if pick_device(settings.device).type == "cuda" else "cpu"
+    training.train().run(loader, max_epochs=recipe.epochs, accelerator=accelerator, devices=1)
     model.cpu().eval()
     return training.curve
 
@@ -280,7 +255,7 @@ def trained(settings: Settings, photographs: Photographs, recipe: Recipe) -> tup
 
 
 def _code():
-    return store.fingerprint(sys.modules[__name__], photographs_module)
+    return store.fingerprint(sys.modules[__name__], photographs_module, training_module)
 
 
 def predict(model: nn.Module, images, batch_size: int = 32) -> np.ndarray:

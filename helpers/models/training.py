@@ -102,13 +102,57 @@ class StraightToDisk(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
 
 
-class Classifier(lightning.LightningModule):
+class Resumable(lightning.LightningModule):
+    """A training that keeps itself in a checkpoint now and then, with the attributes that `remembered` names."""
+
+    remembered = ("best", "curves")
+
+    def __init__(self, checkpoint: Path):
+        super().__init__()
+        self.checkpoint, self._saved = checkpoint, time.monotonic()
+
+    def on_train_epoch_end(self):
+        if time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
+            self.trainer.save_checkpoint(self.checkpoint)
+            self._saved = time.monotonic()
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint |= {name: getattr(self, name) for name in self.remembered}
+
+    def on_load_checkpoint(self, checkpoint):
+        for name in self.remembered:
+            setattr(self, name, checkpoint[name])
+
+    def run(self, *loaders, **options) -> None:
+        """Train to the end, from the checkpoint where there is one; Lightning stays silent.
+
+        Parameters
+        ----------
+        *loaders : of training, and of validation if there is one
+        **options : of `lightning.Trainer`
+        """
+        quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name in ("lightning.pytorch", "lightning.fabric"):
+                logging.getLogger(name).setLevel(logging.ERROR)
+            trainer = lightning.Trainer(
+                plugins=[StraightToDisk()],
+                num_sanity_val_steps=0,
+                default_root_dir=self.checkpoint.parent,
+                **dict.fromkeys(quiet, False),
+                **options,
+            )
+            resume = self.checkpoint if self.checkpoint.is_file() else None
+            trainer.fit(self, *loaders, ckpt_path=resume, weights_only=True)
+
+
+class Classifier(Resumable):
     """Cross-entropy training of one network that remembers its curves and its best weights."""
 
     def __init__(self, model, settings: Settings, checkpoint: Path):
-        super().__init__()
-        self.model, self.settings, self.checkpoint = model, settings, checkpoint
-        self._saved = time.monotonic()
+        super().__init__(checkpoint)
+        self.model, self.settings = model, settings
         self.curves, self.best = [], None
         self._train, self._validation = [], []
 
@@ -145,17 +189,6 @@ class Classifier(lightning.LightningModule):
             self.best = {"score": list(score), "epoch": self.current_epoch}
             with replacing(best_weights(self.checkpoint)) as temporary:
                 torch.save(self.model.state_dict(), temporary)
-
-    def on_train_epoch_end(self):
-        if time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
-            self.trainer.save_checkpoint(self.checkpoint)
-            self._saved = time.monotonic()
-
-    def on_save_checkpoint(self, checkpoint):
-        checkpoint |= {"best": self.best, "curves": self.curves}
-
-    def on_load_checkpoint(self, checkpoint):
-        self.best, self.curves = checkpoint["best"], checkpoint["curves"]
 
     def configure_optimizers(self):
         settings, rate = self.settings, self.settings.learning_rate
@@ -207,25 +240,14 @@ def fit(model, architecture: str, study: Study, train, val, settings: Settings, 
         if other not in (checkpoint, best_weights(checkpoint)):
             other.unlink()
     classifier = Classifier(model, settings, checkpoint)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-        logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-        trainer = lightning.Trainer(
-            max_epochs=settings.epochs,
-            accelerator=device.type if device.type != "cuda" else "gpu",
-            devices=[_gpu()] if device.type == "cuda" else 1,
-            precision="bf16-mixed" if architecture in settings.bfloat16 and computes_bfloat16(device) else "32-true",
-            enable_checkpointing=False,
-            plugins=[StraightToDisk()],
-            num_sanity_val_steps=0,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=folder,
-        )
-        resume = checkpoint if checkpoint.is_file() else None
-        trainer.fit(classifier, loader, validation, ckpt_path=resume, weights_only=True)
+    classifier.run(
+        loader,
+        validation,
+        max_epochs=settings.epochs,
+        accelerator=device.type if device.type != "cuda" else "gpu",
+        devices=[_gpu()] if device.type == "cuda" else 1,
+        precision="bf16-mixed" if architecture in settings.bfloat16 and computes_bfloat16(device) else "32-true",
+    )
     model.load_state_dict(torch.load(best_weights(checkpoint), map_location="cpu", weights_only=True))
     model.cpu().eval()
     return classifier

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from helpers import store
 from helpers.data import study as study_module
 from helpers.evaluate import scores as scores_module
 from helpers.evaluate.confidence import confidence
@@ -12,20 +13,14 @@ from helpers.evaluate.scores import CLIP, MEASURES, confidence_scores, localize,
 from helpers.explain.engine import explain
 from helpers.explain.heatmaps import to_heatmap
 from helpers.models import cross_validation as cv
-from helpers.settings import get_settings
 
 METHODS = ("Grad-CAM", "Saliency", "Integrated Gradients")
 FAST = {"steps": 3}
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    made = get_settings(
-        "quick", results=tmp_path_factory.mktemp("results"), architectures="mobilenet_v2", images_per_class=6,
-        image_size=64, epochs=1, weights="random", device="cpu", workers=0, n_folds=3,
-    )  # fmt: skip
-    cv.train_folds(made)
-    return made
+def settings(trained_study):
+    return trained_study(images_per_class=6, image_size=64)
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +177,13 @@ def test_confidence_of_every_fold(settings, monkeypatch):
     again = confidence_scores(settings, METHODS[:2], folds=[1], **arguments)
     pd.testing.assert_frame_equal(again, found)
     assert not other["p_covered"].equals(found["p_covered"])
+    seal = cv.fold_folder(settings, "mobilenet_v2", 1) / store.SEAL
+    with monkeypatch.context() as patch:  # what counts is the network, not when or by which version it was sealed
+        kept = seal.read_text()
+        patch.setattr(scores_module, "confidence", None)
+        seal.write_text(kept.replace("code", "other code"))
+        pd.testing.assert_frame_equal(confidence_scores(settings, METHODS[:2], folds=[1], **arguments), found)
+        seal.write_text(kept)
 
 
 def test_localize_by_hand():

@@ -12,19 +12,13 @@ from helpers.explain import study_maps
 from helpers.explain.engine import explain
 from helpers.explain.study_maps import map_costs, maps
 from helpers.models import cross_validation as cv
-from helpers.settings import get_settings
 
 METHODS = ("Grad-CAM", "Saliency")
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    made = get_settings(
-        "quick", results=tmp_path_factory.mktemp("results"), architectures="mobilenet_v2", images_per_class=10,
-        image_size=32, epochs=1, weights="random", device="cpu", workers=0, n_folds=3,
-    )  # fmt: skip
-    cv.train_folds(made)
-    return made
+def settings(trained_study):
+    return trained_study(images_per_class=10, image_size=32)
 
 
 def test_every_image_is_explained_by_the_network_of_its_fold(settings):

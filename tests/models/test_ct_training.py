@@ -6,6 +6,7 @@ from helpers import store
 from helpers.data.chest_ct import draw_change, phantom_volumes
 from helpers.data.organs import allowed_regions, organ_grids
 from helpers.models import ct_training
+from helpers.models import training as training_module
 from helpers.models.axialnet import mask_loss
 from helpers.models.ct_training import PAPER, QUICK, Examples, Experiment, fit
 
@@ -93,7 +94,7 @@ def test_outputs_are_maps_and_logits_of_a_part(experiment):
 
 def test_an_interrupted_training_goes_on_where_it_was(experiment, tmp_path, monkeypatch):
     parts = [Examples(experiment.volumes(p), experiment.grids(TINY, p)[0], TINY, False) for p in ("train", "val")]
-    monkeypatch.setattr(ct_training, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(training_module, "CHECKPOINT_SECONDS", 0)
     whole, _ = fit(TINY, *parts, tmp_path / "whole", "k", "cpu")
 
     def stop(self):

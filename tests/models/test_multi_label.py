@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from helpers.data.photographs import open_photographs
 from helpers.explain.engine import explain
 from helpers.models import multi_label
+from helpers.models import training as training_module
 from helpers.models.multi_label import LAYER, Recipe, build, get_recipe, predict, trained
 from helpers.settings import get_settings
 
@@ -100,7 +101,7 @@ def test_a_training_is_kept_and_found_again(photographs, settings, capsys):
 
 def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(photographs, settings, tmp_path, monkeypatch):
     whole, _ = trained(settings, photographs, RECIPE)
-    monkeypatch.setattr(multi_label, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(training_module, "CHECKPOINT_SECONDS", 0)
     other = get_settings("quick", results=tmp_path / "other", device="cpu")
     keep = multi_label._Training.on_train_epoch_end
 
