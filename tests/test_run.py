@@ -310,7 +310,8 @@ block = bytearray({mib} * 2**20)
 time.sleep(1.5)"""
 
 
-def test_two_run_at_a_time_and_each_has_its_own_memory_counted(tmp_path, write_notebook, capsys):
+def test_two_run_at_a_time_and_each_has_its_own_memory_counted(tmp_path, write_notebook, capsys, monkeypatch):
+    monkeypatch.setattr(run, "SAMPLING", 1)  # a large test process is slow to measure, and measured seldom
     folder = tmp_path / "n"
     write_notebook(folder / "01_a.ipynb", MEETING.format(me="a", other="b", mib=400))
     write_notebook(folder / "02_b.ipynb", MEETING.format(me="b", other="a", mib=50))
