@@ -343,19 +343,43 @@ def test_prepare_chest_ct_takes_own_ct(tmp_path):
     assert "6 phantoms; recipe failed in" in everything
 
 
-def test_hit_rate_takes_other_parameters(tmp_path):
-    values = SMALL | {"RESULTS": str(tmp_path), "ARCHITECTURES": ["mobilenet_v2"]}
-    everything = "\n".join(rerun(tmp_path, "16", **values))
+@pytest.mark.parametrize(
+    ("number", "more", "expected"),
+    [
+        ("16", {}, ["40 of 40 images, 20 groups, have a layer map; 64 pixels a side", "Grad-CAM of googlenet "]),
+        (
+            "17",
+            {},
+            [
+                "40 of 40 images have a layer map, in 20 groups; 64 x 64 pixels",
+                "Grad-CAM of googlenet, 40 images",
+            ],
+        ),
+        (
+            "18",
+            {"METHODS": ["Grad-CAM"], "PER_CLASS": 1, "FEW": 1},
+            [
+                "trust on googlenet, 20 images",
+                "googlenet, darkened, 4 images",
+                "flat maps have no drop, and are counted: True",
+            ],
+        ),
+        (
+            "19",
+            {"METHODS": ["Grad-CAM"], "PER_CLASS": 1, "MARKED_IMAGES": 6, "MARKED_EPOCHS": 1},
+            [
+                "per network and map 40 images, 20 of them covered",
+                "phantoms/reports/googlenet.html",
+                "every page is written: True",
+            ],
+        ),
+    ],
+)
+def test_an_evaluation_takes_other_parameters(tmp_path, shared_results, number, more, expected):
+    values = SMALL | {"RESULTS": shared_results, "ARCHITECTURES": ["googlenet"]} | more
+    everything = "\n".join(rerun(tmp_path, number, **values))
     assert "seed 1" in everything
-    assert "mobilenet_v2" in everything
-    assert "densenet201" not in everything
-
-
-def test_coverage_takes_other_parameters(tmp_path):
-    values = SMALL | {"RESULTS": str(tmp_path), "ARCHITECTURES": ["mobilenet_v2"]}
-    everything = "\n".join(rerun(tmp_path, "17", **values))
-    assert "40 of 40 images have a layer map, in 20 groups; 64 x 64 pixels" in everything
-    assert "Grad-CAM of mobilenet_v2, 40 images" in everything
+    assert [text for text in expected if text not in everything] == []
     assert "densenet201" not in everything
 
 
