@@ -40,9 +40,7 @@ NAMES = {"accuracy": "accuracy: share classified rightly", "trust": "trust: diff
 OPEN = 4  # exponent of the scale of accuracies
 
 
-def evidence(
-    settings: Settings, methods="Grad-CAM", layer=32, per_class: int | None = 2, folds=None, covered=()
-) -> pd.DataFrame:
+def evidence(settings: Settings, methods="Grad-CAM", layer=32, per_class: int | None = 2, folds=None) -> pd.DataFrame:
     """Everything the verdicts are made from: one row per network, test image and map.
 
     Parameters
@@ -52,8 +50,6 @@ def evidence(
     layer : of the CAMs, as in `study_maps.maps`
     per_class : so many test images of each class in each fold are covered; None for all
     folds : fold numbers; None for all
-    covered : more methods whose maps are covered along with these and then left out, where one stored table of
-        `confidence_scores` serves for all of them; named in their order, `methods` among them
 
     Returns
     -------
@@ -76,8 +72,7 @@ def evidence(
     places = pd.concat(places, axis=1).reset_index().rename(columns={"method": "map"})
     places = places.astype({"network": str, "map": str, "name": str})
     parts = ("important", "unimportant")
-    table = confidence_scores(settings, covered or methods, layer, per_class, folds, part=parts, baselines=True)
-    table = table[~table["map"].isin(set(covered) - set(methods))]
+    table = confidence_scores(settings, methods, layer, per_class, folds, part=parts, baselines=True)
     drops = table.pivot(index=["network", "name", "map"], columns="part", values="drop").add_prefix("drop_")
     drops = drops.assign(trust=drops["drop_important"] - drops["drop_unimportant"], covered=True).reset_index()
     told = []

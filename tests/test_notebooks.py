@@ -366,7 +366,7 @@ def test_prepare_chest_ct_takes_own_ct(tmp_path):
         ),
         (
             "19",
-            {"METHODS": ["Grad-CAM"], "PER_CLASS": 1, "MARKED_IMAGES": 6, "MARKED_EPOCHS": 1},
+            {"PER_CLASS": 1, "MARKED_IMAGES": 6, "MARKED_EPOCHS": 1},
             [
                 "per network and map 40 images, 20 of them covered",
                 "phantoms/reports/googlenet.html",

@@ -34,6 +34,7 @@ from helpers.models import cross_validation as cv
 from helpers.settings import Settings, pick_device
 
 CLIP = 0.02  # of captum's plots, as a share of the sum of a map
+BASELINES = "baselines"  # stands for all of them where covers are kept
 CHUNK = 64  # maps that are enlarged at once
 CURVES = [("iou", level, threshold) for threshold in THRESHOLDS for level in LEVELS]
 MEASURES = [
@@ -241,8 +242,8 @@ def confidence_scores(
 ) -> pd.DataFrame:
     """The table of `confidence` for the maps of the predicted class of every network and fold, in parallel.
 
-    Results are kept in `confidence/` in the study's folder and reused where maps, network, code and arguments are the
-    same.
+    Results are kept in `confidence/` in the study's folder, those of every method by themselves, and reused where maps,
+    network, code and arguments are the same.
 
     Parameters
     ----------
@@ -258,40 +259,46 @@ def confidence_scores(
     """
     found = maps(settings, methods, layer, "predicted", per_class, folds, **(options or {}))
     code = store.fingerprint(confidence_module, heatmaps_module, inference)
-    tasks, files = {}, {}
+    windows, tasks, files = get_options(options or {}).windows, {}, []
     for network, dataset in found.items():
-        for fold in np.unique(dataset["fold"]):
+        for fold in np.unique(dataset["fold"]).tolist():
             part = dataset.isel(image=np.flatnonzero(dataset["fold"] == fold))
-            model = network_fingerprint(settings, network, int(fold))
-            about = cv.study_of(settings).fingerprint, part["name"].values.tolist(), sign, arguments
-            about += (settings.seed, store.fingerprint(localization)) if baselines else ()
-            values = {name: part[name].values for name in part}
-            key = store.fingerprint(code, model, values, get_options(options or {}).windows, *about)
+            about = code, network_fingerprint(settings, network, fold), cv.study_of(settings).fingerprint
+            about += part["name"].values.tolist(), sign, arguments
+            keys = {method: store.fingerprint(*about, windows, part[method].values) for method in part}
+            if baselines:
+                keys[BASELINES] = store.fingerprint(*about, settings.seed, localization)
             folder = settings.folder / "confidence" / network / cv.start_name(settings)
-            file = files[network, fold] = folder / f"fold-{fold}-{key}.parquet"
-            if not file.is_file():
-                place = settings, network, int(fold)
-                tasks[f"{network}, fold {fold}"] = *place, part, sign, options, baselines, arguments, file
+            kept = {kind: folder / f"fold-{fold}-{kind}-{key}.parquet" for kind, key in keys.items()}
+            files += kept.values()
+            missing = {kind: file for kind, file in kept.items() if not file.is_file()}
+            if missing:
+                part = part[[kind for kind in missing if kind != BASELINES]]
+                tasks[f"{network}, fold {fold}"] = settings, network, fold, part, sign, options, arguments, missing
     if tasks:
-        with compute.pool(
-            settings.scheduler, 0 if pick_device(settings.device).type == "cuda" else settings.workers
-        ) as p:
-            p.run(cover_fold, tasks, f"{len(tasks)} folds under covers")
-    return pd.concat([pd.read_parquet(file) for file in files.values()], ignore_index=True)
+        workers = 0 if pick_device(settings.device).type == "cuda" else settings.workers
+        with compute.pool(settings.scheduler, workers) as pool:
+            pool.run(cover_fold, tasks, f"{len(tasks)} folds under covers")
+    return pd.concat(map(pd.read_parquet, files), ignore_index=True)
 
 
-def cover_fold(settings, network, fold, dataset, sign, options, baselines, arguments, file) -> None:
-    """Score the covered test images of one fold and keep the table."""
+def cover_fold(settings, network, fold, dataset, sign, options, arguments, files: Mapping) -> None:
+    """Score the covered test images of one fold under the maps of every method in `files`, and keep a table of each."""
     size = settings.image_size
     about, index = _about(settings, network, dataset, "predicted")
     loaded = dataset.load(scheduler="synchronous")
     heat = {
-        name: to_heatmap(raw.values, size, sign)
+        method: {
+            name: to_heatmap(raw.values, size, sign)
+            for name, raw in _by_window(method, loaded[method], options or {})
+        }
         for method in loaded
-        for name, raw in _by_window(method, loaded[method], options or {})
     }
-    heat |= _baselines(settings, index) if baselines else {}
-    model = cv.load_fold(settings, network, fold)
-    table = confidence(model, cv.study_of(settings).images(size, index), heat, **arguments)
+    if BASELINES in files:
+        heat[BASELINES] = _baselines(settings, index)
+    model, images = cv.load_fold(settings, network, fold), cv.study_of(settings).images(size, index)
+    table = confidence(model, images, {name: map for kind in heat.values() for name, map in kind.items()}, **arguments)
     about = about.drop(columns=["start", "target"]).iloc[table["image"]].reset_index(drop=True)
-    store.write_table(pd.concat([about, table.drop(columns="image")], axis=1), file)
+    table = pd.concat([about, table.drop(columns="image")], axis=1)
+    for kind, file in files.items():
+        store.write_table(table[table["map"].isin(list(heat[kind]))], file)

@@ -176,6 +176,8 @@ def test_confidence_of_every_fold(settings, monkeypatch):
     monkeypatch.setattr(scores_module, "confidence", None)
     again = confidence_scores(settings, METHODS[:2], folds=[1], **arguments)
     pd.testing.assert_frame_equal(again, found)
+    one = confidence_scores(settings, METHODS[1], folds=[1], **arguments)
+    pd.testing.assert_frame_equal(one, found[found["map"] == METHODS[1]].reset_index(drop=True))
     assert not other["p_covered"].equals(found["p_covered"])
     seal = cv.fold_folder(settings, "mobilenet_v2", 1) / store.SEAL
     with monkeypatch.context() as patch:  # what counts is the network, not when or by which version it was sealed
