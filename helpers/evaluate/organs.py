@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from helpers.data.organs import organs_of_labels
-from helpers.evaluate.statistics import Interval, bootstrap_interval
+from helpers.evaluate.statistics import Interval, bootstrap_interval, resample
 from helpers.models.axialnet import CAMS
 
 THRESHOLDS = (0.004, 0.008, 0.012, 0.016, *(round(0.02 * step, 2) for step in range(1, 50)))
@@ -232,6 +232,57 @@ def label_scores(logits, labels, names) -> pd.DataFrame:
         measures = (roc_auc_score, average_precision_score)
         rows.append([*(m(labels[:, k], logits[:, k]) if both else np.nan for m in measures), positive, len(labels)])
     return pd.DataFrame(rows, pd.Index(names, name="label"), ["auroc", "average_precision", "positive", "n"])
+
+
+def mean_auroc(logits, labels, baseline=None, n_resamples: int = 2000, seed: int = 0) -> Interval:
+    r"""AUROC, averaged over labels and networks, with a percentile bootstrap interval that resamples volumes.
+
+    .. math:: \frac{1}{R K} \sum_{r,k} \sum_{p,q} v_p v_q \, [s_{rpk} > s_{rqk}] \Big/ \sum_{p,q} v_p v_q
+
+    p runs over the volumes that show label k, q over those that do not; a tie counts one half. v says how often a
+    bootstrap sample holds a volume, for all networks and labels alike; the networks are taken as they are.
+
+    Parameters
+    ----------
+    logits : (R, N, K) of R networks on the same volumes
+    labels : (N, K) of 0 and 1; a label that is present in all volumes or in none is left out
+    baseline : (R', N, K) logits on volumes of the same labels; then by how much the mean AUROC is above theirs
+    n_resamples, seed : of the bootstrap
+
+    Returns
+    -------
+    Interval; n counts volumes
+
+    Raises
+    ------
+    ValueError
+        if shapes differ or no label is left
+    """
+    labels, sides = np.asarray(labels, bool), [logits] if baseline is None else [logits, baseline]
+    told, n = np.flatnonzero(labels.any(0) & ~labels.all(0)), len(labels)
+    for side in sides:
+        if np.ndim(side) != 3 or np.shape(side)[1:] != labels.shape:
+            raise ValueError(f"logits {np.shape(side)}, labels {labels.shape}: expected (R, N, K) and (N, K)")
+    if not len(told):
+        raise ValueError("labels: every label is present in all volumes or in none, so there is no AUROC")
+    weights = np.vstack([np.ones(n), resample(np.arange(n), None, n_resamples, seed)])
+    means = []
+    for side in sides:
+        values = np.array([_auroc(weights, one[:, k], labels[:, k]) for one in np.asarray(side, float) for k in told])
+        known = ~np.isnan(values)  # a sample may hold no volume with a label, or none without it
+        means.append(np.where(known, values, 0).sum(0) / np.maximum(known.sum(0), 1))
+    mean, *samples = means[0] if baseline is None else means[0] - means[1]
+    low, high = np.quantile(samples, (0.025, 0.975))
+    return Interval(float(mean), float(low), float(high), n)
+
+
+def _auroc(weights, scores, present):
+    """AUROC for every row of weights (B, N); NaN where a row leaves nothing to compare."""
+    one, other = scores[present][:, None], scores[~present]
+    above = (one > other) + 0.5 * (one == other)
+    pairs = weights[:, present].sum(1) * weights[:, ~present].sum(1)
+    wins = ((weights[:, present] @ above) * weights[:, ~present]).sum(1)
+    return np.divide(wins, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
 
 
 def label_groups(volumes) -> dict[str, str]:

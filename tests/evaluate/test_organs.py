@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from helpers.data.chest_ct import Volumes
 from helpers.evaluate.organs import (
@@ -11,12 +12,14 @@ from helpers.evaluate.organs import (
     judge,
     judge_labels,
     label_scores,
+    mean_auroc,
     normalised,
     organ_iou,
     organ_scores,
     relative_gain,
     summary,
 )
+from helpers.evaluate.statistics import resample
 from helpers.models.ct_training import QUICK
 
 
@@ -107,6 +110,24 @@ def test_auroc_and_average_precision_per_label():
     pd.testing.assert_frame_equal(label_scores(np.exp(logits), labels, table.index), table)
 
 
+def test_mean_auroc_is_that_of_sklearn_in_every_sample():
+    rng = np.random.default_rng(0)
+    labels, logits = rng.random((30, 3)) < 0.4, rng.normal(size=(2, 30, 3)).round(1)
+    names = ["a", "b", "c"]
+    found = mean_auroc(logits, labels, n_resamples=50)
+    assert found.mean == pytest.approx(np.mean([label_scores(one, labels, names)["auroc"] for one in logits]))
+    times = resample(np.arange(30), None, 50)
+    samples = [np.mean([roc_auc_score(labels[:, k], one[:, k], sample_weight=t) for one in logits for k in range(3)])
+               for t in times]  # fmt: skip
+    assert found[1:3] == pytest.approx(np.quantile(samples, (0.025, 0.975))) and found.n == 30
+    assert mean_auroc(np.where(labels, 1.0, 0.0)[None], labels)[:3] == (1, 1, 1)
+    assert mean_auroc(logits, labels, logits)[:3] == (0, 0, 0)
+    better = mean_auroc(logits + 9 * labels, labels, logits)
+    assert better.mean == pytest.approx(1 - found.mean) and better.low > 0
+    everywhere = np.column_stack([labels, np.ones(30, bool)])
+    assert mean_auroc(np.pad(logits, ((0, 0), (0, 0), (0, 1))), everywhere, n_resamples=50) == found
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -115,6 +136,8 @@ def test_auroc_and_average_precision_per_label():
         (lambda: organ_iou(grid(1, 2), grid(1, 0)), "allowed: expected bool"),
         (lambda: organ_iou(grid(1, 2, 3, 4), ALLOWED, 1.0), "threshold: expected numbers in"),
         (lambda: label_scores(np.ones((3, 2)), np.ones((3, 2)), ["a"]), "expected .N, 1."),
+        (lambda: mean_auroc(np.ones((3, 2)), np.ones((3, 2))), "expected .R, N, K."),
+        (lambda: mean_auroc(np.ones((1, 3, 2)), np.ones((3, 2))), "there is no AUROC"),
         (lambda: choose_thresholds(np.ones((1, 1, 1, 1, 1)), np.ones((1, 1, 1, 1, 1), bool), [[2]], ["a"]), "0 and 1"),
     ],
 )
