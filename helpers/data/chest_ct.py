@@ -315,6 +315,7 @@ def draw(item: Phantom):
         centre = (10, -4, side * 64 * size)
         floor = 70 + 6 * side + 0.009 * ((x - centre[2]) ** 2 + (y - centre[1]) ** 2)
         lungs[name] = _ellipsoid(shape, centre, (130, 78 * size, across * size)) & (z > -116) & (z < floor)
+        lungs[name] &= outline < 0.8  # within the ribs
     middle = (np.hypot((x - 4) / 34, (y + 4) / 58) < 1) & (z < 74) & (z > -116) & (outline < 0.8)
     middle &= ~(lungs["right_lung"] | lungs["left_lung"])
     volume[middle] = -90
