@@ -56,8 +56,8 @@ def hit_rate(heatmap, layer_map, scores: Mapping[int, float] = LAYER_SCORES) -> 
     .. math:: HR = \frac{1}{|P|} \sum_{p \in P} score(L_p), \qquad P = \{p : h_p = \max h\}
 
     It is what one pixel drawn from those at the maximum scores on average. Of a map as the network made it that is one
-    hit, and different methods are measured alike. The study peaked on maps as they were shown, where rounding (and
-    captum's clipping) puts many pixels at the maximum: for its number, pass `as_displayed(heatmap, ...)`.
+    hit, and different methods are measured alike. The study peaked on maps as they were shown, where captum's clipping
+    puts many pixels at the maximum: for its number, pass `as_displayed(heatmap, ...)`.
 
     Parameters
     ----------
@@ -98,18 +98,19 @@ def n_peaks(heatmap) -> np.ndarray:
 
 
 def as_displayed(heatmap, clip: float = 0.0, bits: int | None = 8) -> np.ndarray:
-    r"""Heat maps after what happens to them on the way into a picture file: clipping, then rounding.
+    r"""Heat maps after what happens to them on the way into a picture file: clipping, then whole numbers.
 
-    .. math:: h' = round\big((2^{bits} - 1) \min(1, h / t)\big) / (2^{bits} - 1)
+    .. math:: h' = \big\lfloor (2^{bits} - 1) \min(1, h / t) \big\rfloor \big/ (2^{bits} - 1)
 
-    with t the smallest value such that the values up to it hold a share 1 - clip of the map's sum. Both steps put many
-    pixels at the maximum, and neither can be undone.
+    with t the smallest value such that the values up to it hold a share 1 - clip of the map's sum. Neither step can be
+    undone. Clipping puts many pixels at the maximum. The conversion to 8-bit integers cuts off the fraction, so that
+    only what was at the maximum stays there: it adds no ties at the peak.
 
     Parameters
     ----------
     heatmap : (..., H, W) float array in [0, 1]
     clip : share of the sum that is cut off at the top; captum's plots take 0.02, CAMs are not clipped
-    bits : of the picture; None does not round
+    bits : of the picture; None keeps the fractions
 
     Returns
     -------
@@ -141,7 +142,7 @@ def as_displayed(heatmap, clip: float = 0.0, bits: int | None = 8) -> np.ndarray
             top = np.take_along_axis(ordered, cut[:, None], 1)
             block[:] = np.minimum(np.divide(block, top, out=np.array(block), where=top > 0), 1)
         if bits is not None:
-            block[:] = np.round(block * (2**bits - 1)) / (2**bits - 1)
+            block[:] = np.floor(block * (2**bits - 1)) / (2**bits - 1)
     return shown.reshape(heatmap.shape)
 
 

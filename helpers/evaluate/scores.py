@@ -49,7 +49,7 @@ ABOUT = ["fold", "group", "class", "predicted", "made_from"]
 def localize(heatmaps, layer_maps, clip: float = 0.0) -> np.ndarray:
     """(..., len(MEASURES)) float32: heat maps (..., H, W) by all measures of where they look, against (N, H, W) levels.
 
-    "displayed" is what the study measured: the map clipped as captum's plots are, if `clip` is not 0, and rounded to 8
+    "displayed" is what the study measured: the map clipped as captum's plots are, if `clip` is not 0, and cut to 8
     bits. "peaks" counts pixels at the maximum; NaN for a flat map.
     """
     shown, columns = as_displayed(heatmaps, clip), [hit_rate(heatmaps, layer_maps)]
