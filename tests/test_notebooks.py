@@ -343,6 +343,18 @@ def test_prepare_chest_ct_takes_own_ct(tmp_path):
     assert "6 phantoms; recipe failed in" in everything
 
 
+def test_train_with_mask_loss_takes_other_parameters(tmp_path):
+    values = {"RESULTS": str(tmp_path), "SEED": 1, "TRAIN": 8, "VALID": 6, "TEST": 8, "CONFOUNDED": 0.5, "WORKERS": 0}
+    values |= {"EPOCHS": 1, "LAMBDAS": [0, 3], "SEEDS": 1, "INSPECTED": 1}
+    everything = "\n".join(rerun(tmp_path, "21", **values))
+    assert "seed 1" in everything
+    assert "0 of 2 networks found, 2 to train" in everything
+    assert re.search(r"nodule +\d+ +\d+ +\d+ +\d+", everything)
+    assert "with less without, seed 1" in everything
+    assert "1 test volumes, " in everything
+    assert len(list(tmp_path.rglob("outputs-clean.npz"))) >= 2
+
+
 @pytest.mark.parametrize(
     ("number", "more", "expected"),
     [
