@@ -31,13 +31,15 @@ from helpers.store import replacing
 NUMBERS = {
     "hit_rate": "Hit Rate 1", "coverage": "coverage of level 255", "background": "coverage of level 0",
     "drop_important": "DiC, important part covered", "drop_unimportant": "DiC, unimportant part covered",
-    "trust": "trust",
+    "trust": "trust", "beyond": "trust less the spot's",
 }  # fmt: skip
 KEYS = ["network", "fold", "name", "group", "class", "predicted"]
 WON = "#d3e3ee"
-LIMITS = {"focus": (-1.05, 3.05), "accuracy": (0, 1.02), "trust": (-1, 1)}
-NAMES = {"accuracy": "accuracy: share classified rightly", "trust": "trust: difference of two drops"}
-OPEN = 4  # exponent of the scale of accuracies
+LIMITS = {"focus": (-1.05, 3.05), "accuracy": (0, 1.08), "trust": (-2.4, 2.4)}  # with room for the words
+TICKS = {"accuracy": [0.5, 0.7, 0.8, 0.9, 1], "trust": [-1.5, -1, -0.5, 0, 0.5, 1, 1.5]}
+NAMES = {"accuracy": "accuracy, stretched near 1", "trust": "trust less that of the spot in the middle"}
+SPOT = "centre Gaussian"
+OPEN = 4  # exponent of the scale of accuracies: what is high lies close to 1
 
 
 def evidence(settings: Settings, methods="Grad-CAM", layer=32, per_class: int | None = 2, folds=None) -> pd.DataFrame:
@@ -55,7 +57,8 @@ def evidence(settings: Settings, methods="Grad-CAM", layer=32, per_class: int | 
     -------
     DataFrame with the columns network, fold, name, group, class, predicted, right, map, layer_map (the image has one),
     covered (it belongs to the sample), hit_rate, coverage, background (NaN for a flat map or without layer map),
-    drop_important, drop_unimportant and trust, their difference (NaN for a flat map or outside the sample)
+    drop_important, drop_unimportant, trust, their difference, and beyond, the trust less that of the spot in the middle
+    on the same image (NaN for a flat map or outside the sample)
 
     Raises
     ------
@@ -75,6 +78,8 @@ def evidence(settings: Settings, methods="Grad-CAM", layer=32, per_class: int | 
     table = confidence_scores(settings, methods, layer, per_class, folds, part=parts, baselines=True)
     drops = table.pivot(index=["network", "name", "map"], columns="part", values="drop").add_prefix("drop_")
     drops = drops.assign(trust=drops["drop_important"] - drops["drop_unimportant"], covered=True).reset_index()
+    spot = drops["trust"].where(drops["map"] == SPOT).groupby([drops["network"], drops["name"]]).transform("max")
+    drops["beyond"] = drops["trust"] - spot
     told = []
     for network in settings.architectures:
         for fold in range(settings.n_folds) if folds is None else folds:
@@ -128,7 +133,8 @@ def judge(table: pd.DataFrame, network: str, method: str = "Grad-CAM", **thresho
     ----------
     table : rows of one or several networks and maps
     network, method : which to judge; a baseline may be judged like a method
-    **thresholds : min_accuracy, min_focus and min_trust; left out, those of `verdict`
+    **thresholds : min_accuracy, min_focus and min_trust; left out, those of `verdict`. A map is trusted by how far its
+        trust goes beyond that of the spot in the middle: how much trust a map can earn differs between networks
 
     Raises
     ------
@@ -147,7 +153,7 @@ def judge(table: pd.DataFrame, network: str, method: str = "Grad-CAM", **thresho
         limits = {name: thresholds[name] for name in names if name in thresholds}
         return {"groups": part["group"].to_numpy(), "folds": part["fold"].to_numpy(), **limits}
 
-    on_map = judge_map(part["trust"], part["hit_rate"], **drawn("min_trust", "min_focus"))
+    on_map = judge_map(part["beyond"], part["hit_rate"], **drawn("min_trust", "min_focus"))
     on_network = judge_network(part["right"], part["hit_rate"], **drawn("min_accuracy", "min_focus"))
     flat, sample = (part["hit_rate"].isna() & part["layer_map"]).sum(), part[part["covered"]]
     counts = (
@@ -190,11 +196,9 @@ def draw_scheme(axis, verdicts: Verdict | Mapping[str, Verdict]) -> None:
         share = "" if len(several) > 1 else f"\n{one.shares[text]:.0%} of samples"
         if len(several) == 1 and text == one.verdict:
             axis.add_patch(Rectangle((across[0], up[0]), np.ptp(across), np.ptp(up), color=WON, zorder=0))
-        words = f"{textwrap.fill(text, 24)}{share}"
-        below = first == "trust" and high  # where the fewest points lie
-        style = {"ha": "center", "va": "top" if below else "bottom", "fontsize": 10, "color": "#333333"}
-        at = np.mean(across), up[1] if below else up[0]
-        axis.annotate(words, at, (0, -4 if below else 4), textcoords="offset points", **style)
+        words = f"{textwrap.fill(text, 30)}{share}"
+        style = {"ha": "center", "va": "top" if high else "bottom", "fontsize": 9, "color": "#333333"}
+        axis.annotate(words, (np.mean(across), up[high]), (0, -4 if high else 4), textcoords="offset points", **style)
     axis.axhline(y, color="grey", linewidth=1)
     axis.axvline(x, color="grey", linewidth=1)
     for k, (name, verdict) in enumerate(several.items()):
@@ -203,9 +207,9 @@ def draw_scheme(axis, verdicts: Verdict | Mapping[str, Verdict]) -> None:
         style = {"fmt": "osD^vP*X"[k % 8], "color": "black" if name == "" else f"C{k}", "capsize": 4, "markersize": 8}
         axis.errorbar(b.mean, a.mean, *bars, label=name or None, **style)
     axis.set(xlim=(left, right), ylim=(bottom, top), xlabel=f"{second}: Hit Rate 1", ylabel=NAMES[first])
-    if first == "accuracy":  # what is high lies close to 1: the scale opens towards it
+    if first == "accuracy":
         axis.set_yscale("function", functions=(lambda v: v**OPEN, lambda v: np.clip(v, 0, None) ** (1 / OPEN)))
-        axis.set_yticks([0, 0.5, 0.7, 0.8, 0.9, 1])
+    axis.set_yticks(TICKS[first])
     axis.set_title("the network" if scheme is ON_NETWORK else "the map")
 
 
@@ -291,8 +295,8 @@ def write_report(
             scheme_figure(judgement),
             "Two planes, one per decision scheme. Map: "
             f"{judgement.on_map.verdict}. Network: {judgement.on_network.verdict}.",
-            "Grey lines are the thresholds, the point is the network with 95 % intervals, in brackets the share of the "
-            "bootstrap samples that come to a verdict.",
+            "Grey lines are the thresholds, the point is the network with 95 % intervals; under every verdict stands "
+            "the share of the bootstrap samples that come to it.",
         ),
         "covers": (
             cover_figure(settings, network, names, method, layer),
@@ -314,9 +318,8 @@ def write_report(
                 temporary.write_bytes(file.getvalue())
         plt.close(figure)
         figures.append({"data": base64.b64encode(file.getvalue()).decode(), "alt": alt, "caption": caption})
-    by_class = pd.DataFrame({
-        "right": intervals(part, "class", "right")["text"], "Hit Rate 1": intervals(part, "class", "hit_rate")["text"]
-    })  # fmt: skip
+    columns = {"right": "right"} | {column: NUMBERS[column] for column in ("hit_rate", "trust", "beyond")}
+    by_class = pd.DataFrame({text: intervals(part, "class", column)["text"] for column, text in columns.items()})
     criteria = []
     for what, verdict in (("map", judgement.on_map), ("network", judgement.on_network)):
         for name, interval in verdict.numbers.items():
@@ -374,11 +377,14 @@ The map: {{ judgement.on_map.verdict }} ({{ "%.0f" % (100 * judgement.on_map.agr
 {% endfor %}
 <h2>What this page does not say</h2>
 <p>Accuracy is high or low, focus correct or not, by thresholds that somebody chose: look at the intervals, and at the
-maps that need no network. A spot in the middle of the picture can have a high Hit Rate and know nothing. Trust compares
-what two covers cost; networks are not trained on covered images, so a part of every drop may come from the cover
-itself. A right place does not prove right reasons. Nothing here is about patients that are not like these.</p>
+maps that need no network. Intervals and shares say what other patients could have changed, not what another training
+could have. Verdicts are about means: a class by itself may differ. A spot in the middle of the picture can have a high
+Hit Rate and know nothing. Trust compares what two covers cost; networks are not trained on covered images, so a part of
+every drop may come from the cover itself. A right place does not prove right reasons. Nothing here is about patients
+that are not like these.</p>
 <p class="about">focus: Hit Rate 1. trust: Drop in Confidence with the important part covered less that with the
-unimportant part covered, by darkening, softmax probability of the class predicted on the whole image.
+unimportant part covered, by darkening, softmax probability of the class predicted on the whole image; the verdict on
+the map asks how far it goes beyond that of a spot in the middle of the same image.
 {{ about }}.</p>
 </body></html>
 """)

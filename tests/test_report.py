@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from helpers.evaluate import scores as scores_module
+from helpers.evaluate.statistics import intervals
 from helpers.evaluate.verdict import ON_MAP, ON_NETWORK
 from helpers.models import cross_validation as cv
 from helpers.report import cover_figure, draw_scheme, evidence, judge, scheme_figure, summary, write_report
@@ -23,7 +24,7 @@ def table(right=1.0, hit_rate=3.0, trust=0.5, n=20):
         "map": "Grad-CAM", "layer_map": True, "covered": covered, "hit_rate": float(hit_rate),
         "coverage": 0.5, "background": 0.1,
         "drop_important": np.where(covered, trust, np.nan), "drop_unimportant": np.where(covered, 0.0, np.nan),
-        "trust": np.where(covered, trust, np.nan),
+        "trust": np.where(covered, 0.3, np.nan), "beyond": np.where(covered, trust, np.nan),
     })  # fmt: skip
 
 
@@ -53,7 +54,7 @@ def test_thresholds_are_handed_on():
 
 def test_what_is_missing_is_counted_not_averaged():
     rows = table()
-    rows.loc[:3, ["hit_rate", "trust"]] = np.nan
+    rows.loc[:3, ["hit_rate", "trust", "beyond"]] = np.nan
     rows.loc[:1, "layer_map"] = False
     found = judge(rows, "net")
     assert found.on_network.numbers["focus"].mean == 3
@@ -77,7 +78,11 @@ def test_a_scheme_is_drawn_with_its_verdicts_and_points():
     assert [list(container[0].get_xdata()) for container in axis.containers] == [[2], [0]]
     with pytest.raises(ValueError, match="same thresholds"):
         draw_scheme(axis, found | {"c": judge(table(), "net", min_focus=2).on_network})
-    figure = scheme_figure(judge(table(), "net"))
+    figure = scheme_figure(judge(table(trust=1.0), "net"))
+    for axis in figure.axes:  # the words stay clear of the point and its bars, though it is as high as it can be
+        words = [text.get_window_extent(figure.canvas.get_renderer()) for text in axis.texts]
+        point = axis.transData.transform([line.get_xydata()[0] for line in axis.containers[0][:1]])[0]
+        assert not any(box.contains(*point) for box in words)
     assert ["100% of samples" in text.get_text() for text in figure.axes[1].texts].count(True) == 1
     plt.close("all")
 
@@ -104,6 +109,8 @@ def test_the_evidence_holds_every_test_image_once_per_map(settings, proof):
     assert first["right"].mean() == (told["label"] == told["predicted"]).mean()
     assert (first.groupby("class")["covered"].sum() == 1).all()
     np.testing.assert_allclose(first["trust"], first["drop_important"] - first["drop_unimportant"])
+    spot = proof[proof["map"] == "centre Gaussian"].set_index("name").loc[first["name"], "trust"]
+    np.testing.assert_allclose(first["beyond"], first["trust"] - spot.to_numpy())
     assert (proof.loc[proof["map"] == "layer map", "hit_rate"] == 3).all()
     assert proof.loc[proof["map"] == "flat map", ["hit_rate", "trust"]].isna().all(axis=None)
     assert first.loc[~first["covered"], "trust"].isna().all()
@@ -120,6 +127,8 @@ def test_the_page_needs_no_other_file(settings, proof):
     assert len(re.findall(r"<img [^>]*alt=\"[^\"]+\"", page)) == len(re.findall("<img", page)) == 2
     assert all(name in page for name in ("random map", "centre Gaussian", "edge map", "flat map", "layer map"))
     assert str(found.on_network.numbers["focus"]) in page  # the baseline's Hit Rate stands in the table
+    own = proof[proof["map"] == "HiResCAM"]
+    assert all(text in page.split("By class")[1] for text in intervals(own, "class", "trust")["text"])
     files = {file.name for file in path.parent.iterdir()}
     kinds = {f"mobilenet_v2_{name}.{kind}" for name in ("schemes", "covers") for kind in ("png", "svg")}
     assert files == kinds | {"mobilenet_v2.html"}
