@@ -289,8 +289,7 @@ def cover_fold(settings, network, fold, dataset, sign, options, arguments, files
     loaded = dataset.load(scheduler="synchronous")
     heat = {
         method: {
-            name: to_heatmap(raw.values, size, sign)
-            for name, raw in _by_window(method, loaded[method], options or {})
+            name: to_heatmap(raw.values, size, sign) for name, raw in _by_window(method, loaded[method], options or {})
         }
         for method in loaded
     }
