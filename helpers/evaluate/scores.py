@@ -296,7 +296,7 @@ def cover_fold(settings, network, fold, dataset, sign, options, arguments, files
     if BASELINES in files:
         heat[BASELINES] = _baselines(settings, index)
     model, images = cv.load_fold(settings, network, fold), cv.study_of(settings).images(size, index)
-    table = confidence(model, images, {name: map for kind in heat.values() for name, map in kind.items()}, **arguments)
+    table = confidence(model, images, {name: one for kind in heat.values() for name, one in kind.items()}, **arguments)
     about = about.drop(columns=["start", "target"]).iloc[table["image"]].reset_index(drop=True)
     table = pd.concat([about, table.drop(columns="image")], axis=1)
     for kind, file in files.items():
